@@ -1,0 +1,1 @@
+"""Compile an ONNX model and a recipe to a smaller, faster bundle, and prove it."""

@@ -1,0 +1,138 @@
+"""What a pass is. Read this, then any one file in `passes/`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Site:
+    """A place that a pass can rewrite. Hashable; equal sites are the same place.
+
+    `name` is unique in the model and is what the recipe, the plan and the report call it: the
+    node's name for a layer, the initializer's name for a table (several Gathers may share it).
+    """
+
+    pass_name: str
+    name: str
+    shape: tuple[int, int]  # layer: (inputs n, outputs m); table: (rows V, width d)
+
+    @property
+    def full_rank(self) -> int:
+        return min(self.shape)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Skip:
+    """How a pass says no. Shown in the report; the reason is for the user."""
+
+    pass_name: str
+    name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Moments:
+    """First and second moment of a vector over the calibration rows, in float64."""
+
+    count: int
+    mean: Floats  # (n,)
+    second: Floats  # E[x xT], (n, n)
+
+    @property
+    def covariance(self) -> Floats:
+        return self.second - np.outer(self.mean, self.mean)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SiteStats:
+    """What calibration knows of one site."""
+
+    inputs: Moments | None = None  # layer: of its input x
+    counts: NDArray[np.int64] | None = None  # table: how often each row was read, (V,)
+    # E[g gT], g the gradient of the model's logit at the site's output: what an error there
+    # does to the answer, (m, m). A multiple of the identity where only a sensitivity was measured.
+    output_weight: Floats | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Probe:
+    """Which tensors of the graph calibration has to watch for a site."""
+
+    inputs: str | None = None  # value whose moments are wanted
+    indices: tuple[str, ...] = ()  # integer values whose accesses are counted
+    outputs: tuple[str, ...] = ()  # values at which the logit's gradient is wanted
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Curve:
+    """What every rank would cost at a site: entry i of each array belongs to `ranks[i]`."""
+
+    ranks: NDArray[np.int64]  # rising; the last is full rank
+    error: Floats  # E|y - y'|^2 / E|y - E y|^2 over the calibration rows: share of variance lost
+    loss: Floats  # E[(g . (y - y'))^2]: expected squared change of the logit
+    parameters: NDArray[np.int64]  # scalars in the site's initializers after the rewrite
+    macs: NDArray[np.int64]  # multiply-accumulates for one row of the batch
+    size_bytes: NDArray[np.int64]  # of the site's initializers after the rewrite
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dense:
+    """The same columns for the site left as it is."""
+
+    parameters: int
+    macs: int
+    size_bytes: int
+
+
+class Pass(Protocol):
+    """A closed-form method. A frozen dataclass whose fields are its recipe options."""
+
+    name: ClassVar[str]
+    targets: tuple[str, ...]  # globs, or `re:` patterns, over site names
+    ignore: tuple[str, ...]
+
+    def match(self, model: ir.Model) -> Iterator[Site | Skip]:
+        """Sites this pass can rewrite, and why not the others. Must not change the model."""
+        ...
+
+    def probe(self, model: ir.Model, site: Site) -> Probe:
+        """Which tensors calibration has to watch."""
+        ...
+
+    def dense(self, model: ir.Model, site: Site) -> Dense:
+        """What the site costs now."""
+        ...
+
+    def cost(self, model: ir.Model, site: Site, stats: SiteStats) -> Curve:
+        """Predict what `rewrite` would do at every rank, in one go, without doing it."""
+        ...
+
+    def rewrite(self, model: ir.Model, site: Site, rank: int, stats: SiteStats) -> None:
+        """Do it, in place. At full rank the model computes the same function."""
+        ...
+
+
+class ExactPass(Protocol):
+    """A rewrite with zero error. A frozen dataclass whose fields are its recipe options."""
+
+    name: ClassVar[str]
+
+    def prepare(self, model: ir.Model) -> None:
+        """Before calibration, in place: bring sites into the form in which they compress best."""
+        ...
+
+    def finish(self, model: ir.Model) -> None:
+        """After the closed-form rewrites, in place: fold what can be folded."""
+        ...
+
+
+CalibrationStats = Mapping[Site, SiteStats]

@@ -1,0 +1,1 @@
+"""Load a bundle and run it. Imports numpy, nothing else."""
