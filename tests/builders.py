@@ -57,4 +57,39 @@ def mlp_rows(rows: int = 256, seed: int = 1) -> Array:
     """Input rows for `mlp`, correlated and with a mean, (rows, 16)."""
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(16, 16)) * (0.6 ** np.arange(16))
-    return (rng.normal(size=(rows, 16)) @ mix + rng.normal(size=16)).astype(np.float32)
+    return np.asarray(rng.normal(size=(rows, 16)) @ mix + rng.normal(size=16), np.float32)
+
+
+def lookup(seed: int = 0, padding: bool = False) -> ir.Model:
+    """Two tables of correlated rows, concatenated, then layers of 40 and 1: p (batch, 1).
+
+    `ids` (batch, 3): columns 0 and 2 read `user` (60, 12), column 1 reads `item` (30, 12).
+    """
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(12, 12)) * 0.7 ** np.arange(12)
+    user, item = (np.float32(rng.normal(size=(v, 12)) @ mix + 0.3) for v in (60, 30))
+    if padding:
+        user[0] = 0
+    ids, tape = ir.val("ids", ir.DataType.INT64, ["batch", 3]), ir.tape.Tape()
+    tables = {"user": weight(tape, "user", user), "item": weight(tape, "item", item)}
+    rows = []
+    for k, name in enumerate(("user", "item", "user")):
+        column = weight(tape, f"column{k}", np.asarray(k, np.int64))
+        field = tape.op("Gather", [ids, column], attributes={"axis": 1}, name=f"field{k}")
+        rows.append(tape.op("Gather", [tables[name], field], name=f"lookup{k}"))
+    x = tape.op("Concat", rows, attributes={"axis": 1}, name="concat")
+    w1 = weight(tape, "w1", np.float32(rng.normal(size=(36, 40)) / 6))
+    w2 = weight(tape, "w2", np.float32(rng.normal(size=(1, 40)) / 6))
+    b1, b2 = (weight(tape, f"b{k}", np.float32(rng.normal(size=m))) for k, m in ((1, 40), (2, 1)))
+    hidden = tape.op("Relu", [tape.op("Gemm", [x, w1, b1], name="fc1")], name="relu1")
+    logit = tape.op("Gemm", [hidden, w2, b2], attributes={"transB": 1}, name="fc2")
+    p = ir.val("p", ir.DataType.FLOAT, ["batch", 1])
+    tape.op("Sigmoid", [logit], name="head", output=p)
+    return model_of(tape, [ids], [p])
+
+
+def lookup_rows(rows: int = 512, seed: int = 1) -> Array:
+    """Ids for `lookup`, the low ones read more often, (rows, 3)."""
+    rng = np.random.default_rng(seed)
+    skewed = rng.random((rows, 3)) ** 2 * np.array([55, 30, 55])  # rows 55 to 59: never read
+    return np.int64(skewed)

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from rankc.graph import Readers
+
 Floats = NDArray[np.float64]
 
 
@@ -82,6 +84,7 @@ class Curve:
     parameters: NDArray[np.int64]  # scalars in the site's initializers after the rewrite
     macs: NDArray[np.int64]  # multiply-accumulates for one row of the batch
     size_bytes: NDArray[np.int64]  # of the site's initializers after the rewrite
+    decoder: NDArray[np.int64] | None = None  # scalars among them that folding can remove
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,8 +100,21 @@ class Pass(Protocol):
     """A closed-form method. A frozen dataclass whose fields are its recipe options."""
 
     name: ClassVar[str]
-    targets: tuple[str, ...]  # globs, or `re:` patterns, over site names
-    ignore: tuple[str, ...]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of sites to rewrite: globs, or `re:` patterns."""
+        ...
+
+    @property
+    def ignore(self) -> tuple[str, ...]:
+        """Names of sites to leave alone, the same way."""
+        ...
+
+    @property
+    def rank(self) -> int | None:
+        """Use this rank everywhere; None: what the budget allows."""
+        ...
 
     def match(self, model: ir.Model) -> Iterator[Site | Skip]:
         """Sites this pass can rewrite, and why not the others. Must not change the model."""
@@ -114,6 +130,13 @@ class Pass(Protocol):
 
     def cost(self, model: ir.Model, site: Site, stats: SiteStats) -> Curve:
         """Predict what `rewrite` would do at every rank, in one go, without doing it."""
+        ...
+
+    def read_by(self, model: ir.Model, site: Site) -> Readers | None:
+        """Who reads the site, where its decoder can be folded into them by an exact pass.
+
+        None: nothing of it is ever folded, and what it costs is what `cost` says.
+        """
         ...
 
     def rewrite(self, model: ir.Model, site: Site, rank: int, stats: SiteStats) -> None:

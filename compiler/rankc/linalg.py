@@ -1,0 +1,78 @@
+"""The maths that passes share: which directions of a vector may be lost. NumPy, float64.
+
+Vectors y (m) have covariance C; an error in y is felt through a weight M, here E[g gT] with g the
+gradient of the model's logit. With L = M^(1/2) the best rank-r projection of y keeps the leading
+eigenvectors U of L C L:  P = L^-1 U UT L, and loses  tr(M (I-P) C (I-P)T) = sum of the other
+eigenvalues  (Eckart and Young 1936, in the metric of M). M = I is plain PCA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+SHRINKAGE = 1e-3  # share of the identity mixed into a weight, so that no direction is free to lose
+RELATIVE_FLOOR = 1e-12  # eigenvalues of a float64 moment below this share of the largest are noise
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Directions:
+    """A nested family of projections: rank r keeps the first r columns, P = decode @ encode.T."""
+
+    encode: Floats  # (m, k)
+    decode: Floats  # (m, k)
+
+
+def eigh_descending(matrix: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues (k,), falling and not below zero, and eigenvectors (k, k), signs fixed.
+
+    The sign of each vector is chosen so that its largest entry is positive: the same matrix gives
+    the same bytes.
+    """
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    vectors = vectors[:, ::-1]
+    largest = np.abs(vectors).argmax(axis=0)
+    signs = np.where(vectors[largest, np.arange(vectors.shape[1])] < 0, -1.0, 1.0)
+    return np.maximum(values[::-1], 0.0), vectors * signs
+
+
+def square_root(weight: Floats) -> tuple[Floats, Floats]:
+    """L and L^-1 with L L = weight, shrunk towards the identity by `SHRINKAGE`; both (m, m)."""
+    m = len(weight)
+    scale = np.trace(weight) / m
+    if scale <= 0:  # nothing is felt: every direction counts the same
+        return np.eye(m), np.eye(m)
+    values, vectors = eigh_descending(weight)
+    root = np.sqrt((1 - SHRINKAGE) * values + SHRINKAGE * scale)
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+
+
+def directions(covariance: Floats, weight: Floats | None = None) -> Directions:
+    """The best projections of a vector with this covariance under this weight; both (m, m)."""
+    if weight is None:
+        _, vectors = eigh_descending(covariance)
+        return Directions(vectors, vectors)
+    root, inverse = square_root(weight)
+    _, vectors = eigh_descending(root @ covariance @ root)
+    return Directions(root @ vectors, inverse @ vectors)
+
+
+def lost(found: Directions, covariance: Floats, metric: Floats | None = None) -> Floats:
+    """tr(metric (I-P_r) covariance (I-P_r)T) for r = 0..k, exactly, (k + 1,).
+
+    With P_r = sum of a_i b_iT and K the metric (default: the identity) this is
+    tr(KC) - 2 sum_i b_iT C K a_i + sum_ij (a_iT K a_j)(b_jT C b_i), i and j up to r.
+    """
+    a, b = found.decode, found.encode
+    ka = a if metric is None else metric @ a  # (m, k)
+    total = np.trace(covariance) if metric is None else np.sum(metric * covariance)
+    linear = np.cumsum(np.einsum("mi,mi->i", covariance @ b, ka))
+    block = (a.T @ ka) * (b.T @ covariance @ b)
+    quadratic = np.diagonal(np.cumsum(np.cumsum(block, axis=0), axis=1))
+    tail = total - 2 * linear + quadratic
+    tails: Floats = np.maximum(np.concatenate([[total], tail]), 0.0)
+    return tails
