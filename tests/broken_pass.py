@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from rankc.passbase import Curve, Site, SiteStats
-from rankc.passes.lowrank import LowRank
+from rankc.passbase import Curve, Site
+from rankc.passes.lowrank import LowRank, Solution
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,9 +19,9 @@ class BrokenPass(LowRank):
     min_size: int = 64
     round_to: int = 1
 
-    def cost(self, model: ir.Model, site: Site, stats: SiteStats) -> Curve:
-        honest = LowRank.cost(self, model, site, stats)
+    def cost(self, site: Site, solution: Solution) -> Curve:
+        honest = LowRank.cost(self, site, solution)
         return dataclasses.replace(honest, error=honest.error / 2, parameters=honest.parameters - 1)
 
-    def rewrite(self, model: ir.Model, site: Site, rank: int, stats: SiteStats) -> None:
-        LowRank.rewrite(self, model, site, max(rank - 1, 1), stats)
+    def rewrite(self, model: ir.Model, site: Site, rank: int, solution: Solution) -> None:
+        LowRank.rewrite(self, model, site, max(rank - 1, 1), solution)

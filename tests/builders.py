@@ -57,7 +57,8 @@ def mlp_rows(rows: int = 256, seed: int = 1) -> Array:
     """Input rows for `mlp`, correlated and with a mean, (rows, 16)."""
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(16, 16)) * (0.6 ** np.arange(16))
-    return np.asarray(rng.normal(size=(rows, 16)) @ mix + rng.normal(size=16), np.float32)
+    table: Array = np.float32(rng.normal(size=(rows, 16)) @ mix + rng.normal(size=16))
+    return table
 
 
 def lookup(seed: int = 0, padding: bool = False) -> ir.Model:
@@ -91,5 +92,5 @@ def lookup(seed: int = 0, padding: bool = False) -> ir.Model:
 def lookup_rows(rows: int = 512, seed: int = 1) -> Array:
     """Ids for `lookup`, the low ones read more often, (rows, 3)."""
     rng = np.random.default_rng(seed)
-    skewed = rng.random((rows, 3)) ** 2 * np.array([55, 30, 55])  # rows 55 to 59: never read
-    return np.int64(skewed)
+    skewed: Array = rng.random((rows, 3)) ** 2 * np.array([55, 30, 55])  # 55 to 59: never read
+    return skewed.astype(np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -128,8 +128,12 @@ class Pass(Protocol):
         """What the site costs now."""
         ...
 
-    def cost(self, model: ir.Model, site: Site, stats: SiteStats) -> Curve:
-        """Predict what `rewrite` would do at every rank, in one go, without doing it."""
+    def solve(self, model: ir.Model, site: Site, stats: SiteStats) -> Any:
+        """The decomposition of the site, once for all ranks: what `cost` and `rewrite` take."""
+        ...
+
+    def cost(self, site: Site, solution: Any) -> Curve:
+        """Predict what `rewrite` would do at every rank, without doing it."""
         ...
 
     def read_by(self, model: ir.Model, site: Site) -> Readers | None:
@@ -139,7 +143,7 @@ class Pass(Protocol):
         """
         ...
 
-    def rewrite(self, model: ir.Model, site: Site, rank: int, stats: SiteStats) -> None:
+    def rewrite(self, model: ir.Model, site: Site, rank: int, solution: Any) -> None:
         """Do it, in place. At full rank the model computes the same function."""
         ...
 

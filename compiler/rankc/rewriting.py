@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -20,6 +21,7 @@ from rankc.planning import Candidate, Plan, Unit, make_plan
 ROUNDS = 5
 SETTLED = 0.002  # of the budget may be left unused
 
+Solutions = Mapping[Site, Any]  # what the owning pass made of each site
 Weigh = Callable[[ir.Model], int]  # bytes of the file, or parameters
 
 
@@ -52,13 +54,18 @@ class Sites:
         return cls(owners, tuple(skips))
 
 
-def candidates(model: ir.Model, sites: Sites, stats: CalibrationStats) -> list[Candidate]:
+def solve(model: ir.Model, sites: Sites, stats: CalibrationStats) -> Solutions:
+    """Decompose every site, once for all ranks."""
+    return {site: p.solve(model, site, stats[site]) for site, p in sites.owners.items()}
+
+
+def candidates(model: ir.Model, sites: Sites, solutions: Solutions) -> list[Candidate]:
     """What every site could become."""
     return [
         Candidate(
             site,
             pass_.dense(model, site),
-            pass_.cost(model, site, stats[site]),
+            pass_.cost(site, solutions[site]),
             pass_.rank,
             pass_.read_by(model, site),
         )
@@ -67,12 +74,12 @@ def candidates(model: ir.Model, sites: Sites, stats: CalibrationStats) -> list[C
 
 
 def _reread(
-    offers: Sequence[Candidate], model: ir.Model, plan: Plan, sites: Sites, stats: CalibrationStats
+    offers: Sequence[Candidate], model: ir.Model, plan: Plan, sites: Sites, solutions: Solutions
 ) -> list[Candidate]:
     """The same offers, but what is folded is folded into the layers as this plan leaves them."""
     folding = {o.site.name for o in offers if o.read_by is not None}
     layers = tuple(c for c in plan.choices if c.site not in folding)
-    rewritten = apply(model, dataclasses.replace(plan, choices=layers), sites, stats)
+    rewritten = apply(model, dataclasses.replace(plan, choices=layers), sites, solutions)
     return [
         dataclasses.replace(o, read_by=sites.owners[o.site].read_by(rewritten, o.site))
         for o in offers
@@ -87,13 +94,13 @@ def finish(model: ir.Model, exact: Iterable[ExactPass]) -> ir.Model:
     return finished
 
 
-def apply(model: ir.Model, plan: Plan, sites: Sites, stats: CalibrationStats) -> ir.Model:
+def apply(model: ir.Model, plan: Plan, sites: Sites, solutions: Solutions) -> ir.Model:
     """A copy with every choice of the plan carried out."""
     rewritten = model.clone()
     ranks = {(c.pass_name, c.site): c.rank for c in plan.choices}
     for site, pass_ in sites.owners.items():
         if rank := ranks.get((site.pass_name, site.name)):
-            pass_.rewrite(rewritten, site, rank, stats[site])
+            pass_.rewrite(rewritten, site, rank, solutions[site])
     return rewritten
 
 
@@ -112,19 +119,20 @@ def fit(
     Raises:
         RecipeError: no plan fits.
     """
-    offers = candidates(model, sites, stats)
+    solutions = solve(model, sites, stats)
+    offers = candidates(model, sites, solutions)
     fixed = weigh(finish(model, exact)) - sum(o.costs(unit)[0] for o in offers)
     best: tuple[Plan, ir.Model] | None = None
     for _ in range(ROUNDS):
         plan = make_plan(offers, sites.skips, budget=budget, unit=unit, fixed=fixed)
-        finished = finish(apply(model, plan, sites, stats), exact)
+        finished = finish(apply(model, plan, sites, solutions), exact)
         weight = weigh(finished)
         fits = budget is None or weight <= budget
         if fits and (best is None or plan.loss < best[0].loss):
             best = dataclasses.replace(plan, planned=weight), finished
         if budget is None or (fits and weight >= budget * (1 - SETTLED)):
             break
-        offers = _reread(offers, model, plan, sites, stats)
+        offers = _reread(offers, model, plan, sites, solutions)
         fixed = weight - sum(_cost_of(o, plan, unit) for o in offers)
     if best is None:
         raise RecipeError(

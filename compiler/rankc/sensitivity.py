@@ -40,10 +40,11 @@ def measure(
     known, answers = dict(stats), [str(logit.name) for logit in logits_of(model.graph)]
     for k, site in enumerate(unknown):
         pass_, probe = owners[site], owners[site].probe(model, site)
-        curve = pass_.cost(model, site, stats[site])
+        solution = pass_.solve(model, site, stats[site])
+        curve = pass_.cost(site, solution)
         at = len(curve.ranks) // 2
         changed = model.clone()
-        pass_.rewrite(changed, site, int(curve.ranks[at]), stats[site])
+        pass_.rewrite(changed, site, int(curve.ranks[at]), solution)
         felt = _change(model, changed, answers, source)
         moved = _change(model, changed, probe.outputs, source)
         width = site.shape[1]

@@ -41,6 +41,16 @@ from rankc.passbase import Curve, Dense, Probe, Site, SiteStats, Skip
 MAX_RANKS = 32  # of wider tables, that many ranks are considered
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """A table ready to be coded at any rank."""
+
+    book: Codebook
+    read: Floats  # probability of each row in the calibration rows, not smoothed, (V,)
+    felt: Floats | None  # weight of an error, (d, d)
+    gathers: int  # nodes that read the table
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Embedding:
     """Compress the tables that Gather nodes read."""
@@ -93,40 +103,39 @@ class Embedding:
     def read_by(self, model: ir.Model, site: Site) -> Readers:
         return readers([n.outputs[0] for n in gathers(model, site)], site.shape[1])
 
-    def cost(self, model: ir.Model, site: Site, stats: SiteStats) -> Curve:
-        (rows, width), book = site.shape, self.codebook(model, site, stats)
+    def solve(self, model: ir.Model, site: Site, stats: SiteStats) -> Solution:
+        table, nodes = constant(value_named(model, site.name), ndim=2), gathers(model, site)
+        assert table is not None and stats.counts is not None, site.name
+        book = Codebook.of(
+            table.astype(np.float64),
+            probabilities(stats.counts, self.smoothing),
+            stats.output_weight if self.weighted else None,
+            widest_split([n.outputs[0] for n in nodes], site.shape[1]),
+            self.int8,
+        )
+        read = probabilities(stats.counts, 0.0)
+        return Solution(book, read, stats.output_weight, len(nodes))
+
+    def cost(self, site: Site, solution: Solution) -> Curve:
+        (rows, width), table, read = site.shape, solution.book.table, solution.read
         step = -(-width // MAX_RANKS)
         ranks = np.unique([*range(step, width, step), width])
-        coded = [book.at(int(rank)) for rank in ranks]
-        assert stats.counts is not None, site.name
-        read = probabilities(stats.counts, 0.0)
-        error, loss = np.transpose([lost(book.table, c, read, stats.output_weight) for c in coded])
-        spread = read @ np.square(book.table - read @ book.table)
+        coded = [solution.book.at(int(rank)) for rank in ranks]
+        error, loss = np.transpose([lost(table, c, read, solution.felt) for c in coded])
+        variance = float((read @ np.square(table - read @ table)).sum())
         decoder = np.array([c.decoder.size + (width if c.mean.any() else 0) for c in coded])
         return Curve(
             ranks=ranks,
-            error=error / max(float(spread.sum()), np.finfo(np.float64).tiny),
+            error=error / max(variance, np.finfo(np.float64).tiny),
             loss=loss,
             parameters=rows * ranks + decoder,
-            macs=len(gathers(model, site)) * ranks * width,
+            macs=solution.gathers * ranks * width,
             size_bytes=rows * ranks * (1 if self.int8 else 4) + 4 * decoder,
             decoder=decoder,
         )
 
-    def rewrite(self, model: ir.Model, site: Site, rank: int, stats: SiteStats) -> None:
-        emit(model, site, self.codebook(model, site, stats).at(rank))
-
-    def codebook(self, model: ir.Model, site: Site, stats: SiteStats) -> Codebook:
-        """The table of `site`, ready to be coded at any rank."""
-        table = constant(value_named(model, site.name), ndim=2)
-        assert table is not None and stats.counts is not None, site.name
-        return Codebook.of(
-            table.astype(np.float64),
-            probabilities(stats.counts, self.smoothing),
-            stats.output_weight if self.weighted else None,
-            widest_split([n.outputs[0] for n in gathers(model, site)], site.shape[1]),
-            self.int8,
-        )
+    def rewrite(self, model: ir.Model, site: Site, rank: int, solution: Solution) -> None:
+        emit(model, site, solution.book.at(rank))
 
 
 def gathers(model: ir.Model, site: Site) -> list[ir.Node]:

@@ -33,7 +33,19 @@ from rankc.graph import (
     selected,
 )
 from rankc.linalg import Directions, Floats, directions, lost
-from rankc.passbase import Curve, Dense, Probe, Site, SiteStats, Skip
+from rankc.passbase import Curve, Dense, Moments, Probe, Site, SiteStats, Skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Solution:
+    """The spectrum of a layer: every rank at once."""
+
+    weight: Floats  # (n, m)
+    bias: Floats | None  # (m,)
+    mean: Floats | None  # of the input, (n,); None: the bias is not to be corrected
+    found: Directions
+    error: Floats  # share of the output's variance lost at ranks 0..m, (m + 1,)
+    loss: Floats  # what the logit feels of it, (m + 1,)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,58 +102,48 @@ class LowRank:
         count = weight.size + (0 if bias is None else bias.size)
         return Dense(parameters=count, macs=weight.size, size_bytes=4 * count)
 
-    def cost(self, model: ir.Model, site: Site, stats: SiteStats) -> Curve:
-        weight, bias = layer(node_named(model, site.name))
-        n, m = weight.shape
-        spread, found = self._spread(weight, stats), self._directions(weight, stats)
-        assert stats.inputs is not None, site.name
-        variance = np.trace(weight.T @ stats.inputs.covariance @ weight)
-        ranks = np.unique([*range(0, site.full_rank, self.round_to)[1:], site.full_rank])
-        felt = lost(found, spread, stats.output_weight)[ranks]
-        biased = bias is not None or self.centred
-        count = ranks * (n + m) + (m if biased else 0)
-        return Curve(
-            ranks=ranks,
-            error=lost(found, spread)[ranks] / max(variance, np.finfo(np.float64).tiny),
-            loss=felt,
-            parameters=count,
-            macs=ranks * (n + m),
-            size_bytes=4 * count,
-        )
-
     def read_by(self, model: ir.Model, site: Site) -> Readers | None:
         return None
 
-    def rewrite(self, model: ir.Model, site: Site, rank: int, stats: SiteStats) -> None:
-        node = node_named(model, site.name)
-        weight, bias = layer(node)
-        found = self._directions(weight, stats)
-        first = (weight @ found.encode[:, :rank]).astype(np.float32)  # (n, r)
-        second = found.decode[:, :rank].T.astype(np.float32)  # (r, m)
-        if self.centred:
-            assert stats.inputs is not None, site.name
-            kept = first.astype(np.float64) @ second
-            bias = (0.0 if bias is None else bias) + stats.inputs.mean @ (weight - kept)
-        emit(model, node, first, second, bias)
+    def solve(self, model: ir.Model, site: Site, stats: SiteStats) -> Solution:
+        assert stats.inputs is not None, site.name
+        weight, bias = layer(node_named(model, site.name))
+        inputs = stats.inputs
+        moment = inputs.covariance if self.centred else inputs.second
+        spread, seen = weight.T @ moment @ weight, weight.T @ inputs.covariance @ weight
+        found = self._directions(weight, spread, inputs, stats.output_weight)
+        error, loss = lost(found, spread), lost(found, spread, stats.output_weight)
+        variance = max(float(np.trace(seen)), np.finfo(np.float64).tiny)
+        mean = inputs.mean if self.centred else None
+        return Solution(weight, bias, mean, found, error / variance, loss)
 
-    def _spread(self, weight: Floats, stats: SiteStats) -> Floats:
-        """What the output varies by, (m, m): about its mean when the bias keeps the mean."""
-        assert stats.inputs is not None
-        moment = stats.inputs.covariance if self.centred else stats.inputs.second
-        spread: Floats = weight.T @ moment @ weight
-        return spread
-
-    def _directions(self, weight: Floats, stats: SiteStats) -> Directions:
+    def _directions(
+        self, weight: Floats, spread: Floats, inputs: Moments, felt: Floats | None
+    ) -> Directions:
         if self.method == "svd":
             return directions(weight.T @ weight)
-        felt = stats.output_weight if self.weighted else None
-        spread = self._spread(weight, stats)
         if self.method == "whitened":
-            assert stats.inputs is not None
-            level = np.trace(stats.inputs.covariance) / len(weight)
+            level = np.trace(inputs.covariance) / len(weight)
             prior = self.shrinkage * level * (weight.T @ weight)
             spread = (1 - self.shrinkage) * spread + prior
-        return directions(spread, felt)
+        return directions(spread, felt if self.weighted else None)
+
+    def cost(self, site: Site, solution: Solution) -> Curve:
+        n, m = site.shape
+        ranks = np.unique([*range(0, site.full_rank, self.round_to)[1:], site.full_rank])
+        biased = solution.bias is not None or self.centred
+        count = ranks * (n + m) + (m if biased else 0)
+        error, loss = solution.error[ranks], solution.loss[ranks]
+        return Curve(ranks, error, loss, count, macs=ranks * (n + m), size_bytes=4 * count)
+
+    def rewrite(self, model: ir.Model, site: Site, rank: int, solution: Solution) -> None:
+        weight, bias, found = solution.weight, solution.bias, solution.found
+        first = (weight @ found.encode[:, :rank]).astype(np.float32)  # (n, r)
+        second = found.decode[:, :rank].T.astype(np.float32)  # (r, m)
+        if solution.mean is not None:
+            kept = first.astype(np.float64) @ second
+            bias = (0.0 if bias is None else bias) + solution.mean @ (weight - kept)
+        emit(model, node_named(model, site.name), first, second, bias)
 
 
 def layer(node: ir.Node) -> tuple[Floats, Floats | None]:

@@ -1,0 +1,158 @@
+"""What a person sees: a line a stage, a bar for the long ones, tables at the end. Drawn by rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich.console
+from rich import box
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from rankc.progress import Stage
+from rankc.report import metrics_table
+
+if TYPE_CHECKING:
+    from rankc.inspection import Inspection
+    from rankc.passbase import Skip
+    from rankc.planning import Plan
+    from rankc.validate.schema import Metrics
+
+_NAME_WIDTH = 11
+_PIPED_WIDTH = 200  # a file has no width: nothing is cut short there
+_SKIPS_SHOWN = 5
+
+
+class _Stage:
+    def __init__(self, bars: Bars | None, task: TaskID | None) -> None:
+        self._bars, self._task = bars, task
+        self.text = ""
+
+    def advance(self, done: int, total: int | None = None) -> None:
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done, total=total)
+
+    def note(self, text: str) -> None:
+        self.text = text
+
+
+class Console:
+    """Implements `rankc.progress.Progress`. Colour and bars only on a terminal; NO_COLOR counts."""
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        to_stderr: bool = False,
+        console: rich.console.Console | None = None,
+    ) -> None:
+        """Args: what to leave out, where to write; `console` replaces both streams (tests)."""
+        self._quiet = quiet
+        self._rich = console or rich.console.Console(stderr=to_stderr, highlight=False)
+        if console is None and not self._rich.is_terminal:
+            self._rich.width = _PIPED_WIDTH
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Announce a stage; its line is printed when it ends, whichever way it does."""
+        started = time.monotonic()
+        with self._bar(name) as stage:
+            try:
+                yield stage
+            except BaseException:
+                self._stage_line(name, Text("stopped", "red"), started)
+                raise
+        self._stage_line(name, Text(stage.text), started)
+
+    @contextmanager
+    def _bar(self, name: str) -> Iterator[_Stage]:
+        if self._quiet or not self._rich.is_terminal:
+            yield _Stage(None, None)
+            return
+        columns = (
+            TextColumn(f"  {name:<{_NAME_WIDTH}}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=self._rich, transient=True) as bars:
+            yield _Stage(bars, bars.add_task(name, total=None))
+
+    def _stage_line(self, name: str, text: Text, started: float) -> None:
+        seconds = f"{time.monotonic() - started:.1f} s"
+        self._print(
+            Text.assemble(f"  {name:<{_NAME_WIDTH}} ", (f"{seconds:>8}", "dim"), "   ", text)
+        )
+
+    def say(self, text: str) -> None:
+        """One line, as it is."""
+        self._print(Text(text))
+
+    def _print(self, item: Text | Table) -> None:
+        if not self._quiet:
+            self._rich.print(item, soft_wrap=True)
+
+    def show_metrics(self, metrics: Metrics) -> None:
+        """The original against the result, with the gates beside what they are about."""
+        self._print(Text())
+        self._print(metrics_table(metrics))
+        self._print(Text())
+
+    def show_result(self, metrics: Metrics, plan: Plan, out: Path) -> None:
+        """What a compile came to, and where to read on."""
+        self.show_metrics(metrics)
+        self._show_skips(plan.skips[:_SKIPS_SHOWN])
+        if len(plan.skips) > _SKIPS_SHOWN:
+            self.say(f"  and {len(plan.skips) - _SKIPS_SHOWN} more, in the report")
+        self.say(f"  bundle {out} · report {out / 'report.md'}")
+
+    def show_plan(self, plan: Plan) -> None:
+        """Every rewrite and every refusal."""
+        table = _table("pass", "site", "shape", "rank", "variance lost", "bytes")
+        for choice in plan.choices:
+            table.add_row(
+                choice.pass_name,
+                Text(choice.site),
+                f"{choice.shape[0]} x {choice.shape[1]}",
+                f"{choice.rank} of {choice.full_rank}",
+                f"{100 * choice.error:.2f} %",
+                f"{choice.dense_size_bytes:,} → {choice.size_bytes:,}",
+            )
+        self._print(table)
+        self._show_skips(plan.skips)
+        limit = "no budget" if plan.budget is None else f"of {plan.budget:,} {plan.unit}"
+        self.say(f"  {len(plan.choices)} rewrites, {plan.planned:,} {limit}")
+        self.say(f"  {100 * plan.gap:.1f} % from the bound")
+
+    def show_model(self, model: Inspection) -> None:
+        """What is in a model, and what passes can do about it."""
+        for line in model.lines():
+            self.say(line)
+        table = _table("pass", "site", "shape", "rank")
+        for site in model.sites:
+            table.add_row(
+                site.pass_name,
+                Text(site.name),
+                f"{site.shape[0]} x {site.shape[1]}",
+                f"≤ {site.full_rank}",
+            )
+        self._print(table)
+        self._show_skips(model.skips)
+
+    def _show_skips(self, skips: Sequence[Skip]) -> None:
+        for skip in skips:
+            self.say(f"  left alone: {skip.name} ({skip.pass_name}: {skip.reason})")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        # On a narrow terminal long names of sites are folded, so that no number is cut short.
+        table.add_column(column, no_wrap=column != "site", overflow="fold")
+    return table

@@ -1,0 +1,309 @@
+"""The whole compiler, top to bottom: each line of `compile_recipe` is one stage, one module."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from rankc import graph
+from rankc.calibrate import Calibration, calibrate
+from rankc.cleanup import clean
+from rankc.data import Source, open_source
+from rankc.errors import Exit, RecipeError
+from rankc.intake import Intake, load, stamp
+from rankc.lowering import EngineResult, lower
+from rankc.packing import staging, write_golden, write_manifest
+from rankc.passbase import ExactPass, Pass
+from rankc.passes import split
+from rankc.planning import Plan, Unit
+from rankc.progress import Progress, SilentProgress
+from rankc.recipe import Recipe
+from rankc.recipe_load import build_passes, lock, resolved
+from rankc.report import failures, write_reports
+from rankc.rewriting import Sites, finish, fit
+from rankc.sensitivity import measure
+from rankc.serialize import save
+from rankc.validate import check_gates_possible, exit_code, validate
+from rankc.validate.schema import Metrics
+from rankrt.manifest import Engine, Golden
+from rankrt.session import Array, open_model
+
+GOLDEN_ROWS = 8
+GOLDEN_TOLERANCE = 1e-4  # of the largest golden output: what another CPU's rounding may change
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a recipe."""
+
+    exit_code: Exit
+    summary: str  # of what failed; empty when nothing did
+    metrics: Metrics | None  # the content of metrics.json; None after a dry run
+    plan: Plan
+    out: Path
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.exit_code == Exit.OK
+
+
+def compile_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    dry_run: bool = False,
+    trust_code: bool = False,
+) -> Result:
+    """Compress the recipe's model, lower it, prove it, and write the bundle to `out`.
+
+    Args:
+        recipe: from `rankc.recipe_load.load_recipe`.
+        out: the bundle's folder; replaced as a whole at the end, or not touched at all.
+        progress: where stages are announced; silent by default.
+        dry_run: stop after the plan and write nothing.
+        trust_code: allow the recipe to name Python code.
+
+    Raises:
+        RankcError: anything that the user can mend; nothing was written.
+    """
+    started, tell = time.monotonic(), progress or SilentProgress()
+    if dry_run:
+        plan = plan_recipe(recipe, progress=tell, trust_code=trust_code)
+        return Result(Exit.OK, "", None, plan, out, time.monotonic() - started)
+    with staging(out) as folder:
+        job = _take_in(recipe, tell, trust_code)
+        plan, model = _compress(job, tell)
+        compressed = _write_model(job, plan, model, folder)
+        engines = _lower(job, compressed, folder, tell)
+        metrics = _validate(job, compressed, engines, tell)
+        _pack(job, plan, model, engines, metrics, folder)
+    code, summary = _verdict(metrics, engines)
+    return Result(code, summary, metrics, plan, out, time.monotonic() - started)
+
+
+def plan_recipe(
+    recipe: Recipe, *, progress: Progress | None = None, trust_code: bool = False
+) -> Plan:
+    """What `compile_recipe` would do to which layer, and what it predicts; writes nothing."""
+    tell = progress or SilentProgress()
+    return _compress(_take_in(recipe, tell, trust_code), tell)[0]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Job:
+    """A recipe with everything that it names opened and checked."""
+
+    recipe: Recipe
+    taken: Intake
+    calibration: Source
+    validation: Source | None
+    exact: tuple[ExactPass, ...]
+    passes: tuple[Pass, ...]
+
+
+def _take_in(recipe: Recipe, tell: Progress, trust_code: bool) -> _Job:
+    check_gates_possible(recipe)
+    with tell.stage("intake") as stage:
+        taken = load(recipe.folder / recipe.model)
+        inputs = open_model(taken.path).inputs
+        calibration, validation = (
+            None
+            if spec is None
+            else open_source(spec, recipe.folder, inputs, trust_code=trust_code)
+            for spec in (recipe.data.calibration, recipe.data.validation)
+        )
+        opset = taken.model.opset_imports.get("", 0)
+        stage.note(f"opset {opset}, {taken.size_bytes / 1e6:.2f} MB, sha256 {taken.sha256[:8]}…")
+    assert calibration is not None
+    exact, closed = split(build_passes(recipe))
+    return _Job(recipe, taken, calibration, validation, exact, closed)
+
+
+def _compress(job: _Job, tell: Progress) -> tuple[Plan, ir.Model]:
+    model = _clean(job, tell)
+    sites = Sites.of(model, job.passes)
+    known = _calibrate(job, model, sites, tell)
+    with tell.stage("plan") as stage, tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+        unit, budget = _budget(job)
+
+        def weigh(candidate: ir.Model) -> int:
+            if unit == "parameters":
+                return graph.parameters(candidate)
+            path = Path(folder) / "model.onnx"
+            save(candidate, path)
+            return sum(file.stat().st_size for file in Path(folder).iterdir())
+
+        plan, finished = fit(model, sites, known.stats, job.exact, weigh, budget=budget, unit=unit)
+        limit = "" if budget is None else f" of a budget of {budget:,}"
+        stage.note(
+            f"{len(plan.choices)} rewrites, {len(plan.skips)} left alone, "
+            f"{plan.planned:,}{limit} {unit}, {100 * plan.gap:.1f} % from the bound"
+        )
+    return plan, finished
+
+
+def _clean(job: _Job, tell: Progress) -> ir.Model:
+    with tell.stage("cleanup") as stage:
+        model = job.taken.model.clone()
+        before = len(model.graph)
+        clean(model)
+        for pass_ in job.exact:
+            pass_.prepare(model)
+        after = len(finish(model, job.exact).graph) if job.exact else len(model.graph)
+        stage.note(f"{before} → {after} nodes by exact rewrites alone")
+    return model
+
+
+def _calibrate(job: _Job, model: ir.Model, sites: Sites, tell: Progress) -> Calibration:
+    if not sites.owners:
+        return Calibration(0, {}, {})
+    with tell.stage("calibrate") as stage:
+        probes = {site: pass_.probe(model, site) for site, pass_ in sites.owners.items()}
+        known = calibrate(model, probes, job.calibration, stage, job.recipe.seed)
+        if known.ungraded:
+            stats = measure(
+                model, sites.owners, known.stats, known.ungraded, job.calibration, stage
+            )
+            known = dataclasses.replace(known, stats=stats)
+        how = f", {len(known.ungraded)} sites by perturbation" if known.ungraded else ""
+        stage.note(f"{known.rows:,} rows, one pass{how}")
+    return known
+
+
+def _budget(job: _Job) -> tuple[Unit, int | None]:
+    """The unit, and how much of it the finished model may take.
+
+    Raises:
+        RecipeError: passes that need a budget have none.
+    """
+    budget = job.recipe.budget
+    if budget is None:
+        if any(pass_.rank is None for pass_ in job.passes):
+            raise RecipeError(
+                "budget: none is given, and a pass has no rank of its own; add for example "
+                "`budget: {keep_ratio: 0.25}`, or `rank: 16` to the pass"
+            )
+        return "bytes", None
+    if budget.max is not None:
+        return budget.unit, budget.max
+    assert budget.keep_ratio is not None
+    whole = job.taken.size_bytes if budget.unit == "bytes" else graph.parameters(job.taken.model)
+    return budget.unit, int(budget.keep_ratio * whole)
+
+
+def _write_model(job: _Job, plan: Plan, model: ir.Model, folder: Path) -> Path:
+    stamp(model, {"recipe": job.recipe.name, "source_sha256": job.taken.sha256})
+    path = folder / "model.onnx"
+    save(model, path)
+    (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8", newline="\n")
+    return path
+
+
+def _lower(job: _Job, compressed: Path, folder: Path, tell: Progress) -> dict[str, EngineResult]:
+    engines: dict[str, EngineResult] = {}
+    with tell.stage("lower") as stage:
+        golden = _golden_inputs(job)
+        for k, target in enumerate(job.recipe.lower):
+            engines[target.name] = lower(compressed, target, folder, golden)
+            stage.advance(k + 1, len(job.recipe.lower))
+        stage.note(" · ".join(f"{name} {engine.reason}" for name, engine in engines.items()))
+    return engines
+
+
+def _golden_inputs(job: _Job) -> dict[str, Array]:
+    """The first rows that the gates look at, or else of those for calibration."""
+    batch = next(iter((job.validation or job.calibration).batches()))
+    return {name: rows[:GOLDEN_ROWS] for name, rows in batch.feeds.items()}
+
+
+def _validate(
+    job: _Job, compressed: Path, engines: dict[str, EngineResult], tell: Progress
+) -> Metrics:
+    with tell.stage("validate") as stage:
+        metrics = validate(job.taken.path, compressed, job.validation, job.recipe, stage)
+    for name, engine in engines.items():
+        metrics["backends"][name] = {
+            "built": engine.built,
+            "ran": engine.ran,
+            "precision": engine.precision,
+            "size_bytes": engine.size_bytes or 0,
+            "note": engine.reason,
+        }
+    return metrics
+
+
+def _pack(
+    job: _Job,
+    plan: Plan,
+    model: ir.Model,
+    engines: dict[str, EngineResult],
+    metrics: Metrics,
+    folder: Path,
+) -> None:
+    recipe, session = job.recipe, open_model(folder / "model.onnx")
+    inputs = _golden_inputs(job)
+    outputs = session.run(inputs)
+    golden = write_golden(folder, inputs, outputs)
+    largest = max(float(abs(rows).max(initial=0.0)) for rows in outputs.values())
+    write_reports(metrics, json.loads(plan.to_json()), folder)
+    (folder / "recipe.yaml").write_text(resolved(recipe), encoding="utf-8", newline="\n")
+    digests = {"model": job.taken.sha256, "calibration": job.calibration.digest()}
+    if job.validation is not None:
+        digests["validation"] = job.validation.digest()
+    locked = lock(recipe, digests)
+    text = json.dumps(locked, indent=2, sort_keys=True) + "\n"
+    (folder / "recipe.lock.json").write_text(text, encoding="utf-8", newline="\n")
+    write_manifest(
+        folder,
+        name=recipe.name,
+        inputs=session.inputs,
+        outputs=session.outputs,
+        id_ranges=_id_ranges(model),
+        engines=_manifest_engines(job, engines, folder),
+        golden=Golden(golden.name, GOLDEN_TOLERANCE * max(largest, 1e-3)),
+        ranks={choice.site: choice.rank for choice in plan.choices},
+        metrics={"passed": metrics["passed"], "metrics": metrics["metrics"]},
+        versions={**locked["packages"], "python": locked["python"]},
+    )
+
+
+def _id_ranges(model: ir.Model) -> dict[str, int | tuple[int, ...]]:
+    """What `gather_fusion` noted: the largest valid id of each column of an input."""
+    noted = json.loads(model.metadata_props.get("rankc.id_ranges", "{}"))
+    return {name: tuple(most) if isinstance(most, list) else most for name, most in noted.items()}
+
+
+def _manifest_engines(
+    job: _Job, engines: dict[str, EngineResult], folder: Path
+) -> tuple[Engine, ...]:
+    return tuple(
+        Engine(
+            backend=engine.backend,
+            precision=engine.precision,
+            file=None if engine.file is None else engine.file.relative_to(folder).as_posix(),
+            compute_capability=target.compute_capability,
+            version=engine.version or "",
+            built=engine.built,
+            ran=engine.ran,
+            reason=engine.reason,
+        )
+        for target in job.recipe.lower
+        for engine in [engines[target.name]]
+    )
+
+
+def _verdict(metrics: Metrics, engines: dict[str, EngineResult]) -> tuple[Exit, str]:
+    """The exit code, and what failed: gates before engines."""
+    failed: Sequence[str] = failures(metrics)
+    if failed:
+        return exit_code(metrics), "; ".join(failed)
+    refused = [f"{name}: {engine.reason}" for name, engine in engines.items() if engine.failed]
+    return (Exit.BUILD, "; ".join(refused)) if refused else (Exit.OK, "")

@@ -1,0 +1,19 @@
+"""What a run tells: metrics.json, report.md, junit.xml, and the table on the terminal."""
+
+from __future__ import annotations
+
+from rankc.report.files import metrics_json, write_metrics_json, write_reports
+from rankc.report.junit import junit_xml
+from rankc.report.markdown import report_markdown
+from rankc.report.rows import failures
+from rankc.report.terminal import metrics_table
+
+__all__ = [
+    "failures",
+    "junit_xml",
+    "metrics_json",
+    "metrics_table",
+    "report_markdown",
+    "write_metrics_json",
+    "write_reports",
+]

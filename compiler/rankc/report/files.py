@@ -1,0 +1,35 @@
+"""Write what a run leaves for people and machines beside the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rankc.report.junit import junit_xml
+from rankc.report.markdown import Plan, report_markdown
+from rankc.validate.schema import Metrics, check_metrics
+
+
+def metrics_json(metrics: Metrics) -> str:
+    """metrics.json: keys sorted, so that two runs differ only in what was measured.
+
+    Raises:
+        pydantic.ValidationError: The structure is not the published one, or a number not finite.
+    """
+    checked = check_metrics(metrics)
+    return json.dumps(checked, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_metrics_json(metrics: Metrics, path: Path) -> None:
+    """Write metrics.json; raises as `metrics_json` does, before the file is touched."""
+    content = metrics_json(metrics)
+    path.write_text(content, encoding="utf-8", newline="\n")
+
+
+def write_reports(metrics: Metrics, plan: Plan | None, folder: Path) -> tuple[Path, ...]:
+    """Write metrics.json, report.md and junit.xml into an existing folder; gives their paths."""
+    machine, human, ci = folder / "metrics.json", folder / "report.md", folder / "junit.xml"
+    write_metrics_json(metrics, machine)
+    human.write_text(report_markdown(metrics, plan), encoding="utf-8", newline="\n")
+    ci.write_bytes(junit_xml(metrics))
+    return machine, human, ci

@@ -1,0 +1,153 @@
+"""report.md: the verdict, what changed, what was done to each site and why not to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rankc.report import text
+from rankc.report.rows import failures, table_rows
+from rankc.validate.schema import Backend, Metrics
+
+Plan = Mapping[str, Any]  # the content of plan.json
+
+
+def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
+    """The whole report.
+
+    Args:
+        metrics: The content of metrics.json.
+        plan: The content of plan.json. `choices` and `skips` are needed; of `budget`, `unit`,
+            `planned`, `loss` and `gap` those that are there are told. None: the recipe has
+            exact passes only, and there is nothing to tell.
+    """
+    parts = [_verdict(metrics), "## Before and after", _before_after(metrics)]
+    if plan is not None:
+        parts += ["## Sites", _sites(plan), "## Skipped", _skipped(plan)]
+    parts += ["## Backends", _backends(metrics["backends"])]
+    parts += ["## How it was measured", _how(metrics), "## Environment", _environment(metrics)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdict(metrics: Metrics) -> str:
+    gates, failed = metrics["gates"], failures(metrics)
+    lines = [f"# {metrics['recipe']}: {'PASSED' if metrics['passed'] else 'FAILED'}", ""]
+    if failed:
+        lines.append(f"{len(failed)} of {len(gates)} gates failed:")
+        lines += ["", *(f"- {message}" for message in failed)]
+    elif gates:
+        lines.append("The only gate held." if len(gates) == 1 else f"All {len(gates)} gates held.")
+    else:
+        lines.append("The recipe sets no gates, so nothing was asked of the result.")
+    return "\n".join(lines)
+
+
+def _before_after(metrics: Metrics) -> str:
+    marks = {None: "", True: "pass", False: "**FAIL**"}
+    table = text.markdown_table(
+        ["", "original", "compressed", "change", "gate", ""],
+        [
+            [row.label, row.original, row.compressed, row.change, row.gate, marks[row.passed]]
+            for row in table_rows(metrics)
+        ],
+    )
+    reasons = [f"- {name}: {why}" for name, why in sorted(metrics["unavailable"].items())]
+    if not reasons:
+        return table
+    return "\n".join([table, "", "Not measured:", "", *reasons])
+
+
+def _sites(plan: Plan) -> str:
+    summary = _plan_summary(plan)
+    if not plan["choices"]:
+        return f"No site was rewritten. {summary}".rstrip()
+    rows = [
+        [
+            str(choice["site"]),
+            str(choice["pass_name"]),
+            f"{choice['rank']} of {choice['full_rank']}",
+            f"{100 * choice['error']:.3g} %",
+            f"{choice['size_bytes']:,} of {choice['dense_size_bytes']:,}",
+        ]
+        for choice in plan["choices"]
+    ]
+    head = ["site", "pass", "rank", "predicted error", "bytes"]
+    note = "Predicted error: the share of the variance of the site's output that is lost."
+    return "\n\n".join(filter(None, [summary, text.markdown_table(head, rows), note]))
+
+
+def _plan_summary(plan: Plan) -> str:
+    unit = plan.get("unit", "")
+    parts = []
+    if plan.get("planned") is not None:
+        parts.append(f"planned {plan['planned']:,} {unit}".rstrip())
+    if plan.get("budget") is not None:
+        parts.append(f"budget {plan['budget']:,} {unit}".rstrip())
+    if plan.get("loss") is not None:
+        parts.append(f"predicted mean squared change of the logit {text.short(plan['loss'])}")
+    if plan.get("gap") is not None:
+        parts.append(f"at most {100 * plan['gap']:.2g} % of that could be saved by another plan")
+    joined = "; ".join(parts)
+    return f"{joined[:1].upper()}{joined[1:]}." if joined else ""
+
+
+def _skipped(plan: Plan) -> str:
+    if not plan["skips"]:
+        return "Nothing was skipped."
+    rows = [[str(s["name"]), str(s["pass_name"]), str(s["reason"])] for s in plan["skips"]]
+    return text.markdown_table(["site", "pass", "reason"], rows)
+
+
+def _backends(backends: Mapping[str, Backend]) -> str:
+    if not backends:
+        return "None."
+    rows = [
+        [name, b["precision"], _state(b), _size(b), b.get("note", "")]
+        for name, b in sorted(backends.items())
+    ]
+    return text.markdown_table(["backend", "precision", "state", "size", "note"], rows)
+
+
+def _size(backend: Backend) -> str:
+    return text.size(backend["size_bytes"]) if backend["built"] else text.DASH
+
+
+def _state(backend: Backend) -> str:
+    if not backend["built"]:
+        return "not built"
+    return "built and run" if backend["ran"] else "built, not run"
+
+
+def _how(metrics: Metrics) -> str:
+    lines = [f"- {metrics['rows']:,} validation rows; output compared: `{metrics['output']}`."]
+    if not metrics["rows"]:
+        lines = ["- No validation data: nothing that needs rows was measured."]
+    lines.append(
+        "- Intervals are 95 %: of differences by a paired bootstrap (1000 resamples, both models "
+        "on the same rows), of latency ratios by a bootstrap of the median over pairs."
+    )
+    how = metrics["latency_how"]
+    lines.append(
+        f"- Latency: {how['clock']}, around `{how['scope']}`; the two models in turn, alternating "
+        "which goes first; times are p50, the ratio is the median over pairs. It says nothing "
+        "about wall-clock time on a busy machine or with several threads."
+    )
+    for size, row in sorted(metrics["latency"].items(), key=lambda item: int(item[0])):
+        before, after = row["calls_per_sample"]
+        p95 = (
+            f"{text.duration(row['original_p95_ms'])} and {text.duration(row['compressed_p95_ms'])}"
+        )
+        counts = f"{row['pairs']} pairs of samples, {before} and {after} calls a sample"
+        lines.append(f"- Batch {size}: {counts}; p95 over samples {p95}.")
+    if metrics["memory_batch"] is not None:
+        lines.append(
+            f"- Peak memory: what opening the model and running one batch of "
+            f"{metrics['memory_batch']} rows adds to a fresh process."
+        )
+    return "\n".join(lines)
+
+
+def _environment(metrics: Metrics) -> str:
+    return text.markdown_table(
+        ["", ""], [[name, value] for name, value in sorted(metrics["environment"].items())]
+    )

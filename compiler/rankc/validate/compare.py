@@ -1,0 +1,254 @@
+"""The compressed model against the original: everything that metrics.json says."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from rankc.data import Array, Source
+from rankc.errors import RecipeError
+from rankc.progress import Stage
+from rankc.recipe import Recipe
+from rankc.validate.bootstrap import Interval, Statistic, auc_difference, intervals, mean_of
+from rankc.validate.footprint import footprint
+from rankc.validate.gates import finish
+from rankc.validate.latency import CLOCK, SCOPE, batch_of, compare_latency
+from rankc.validate.memory import peak_memory_bytes
+from rankc.validate.metrics import auc, log_losses
+from rankc.validate.quantities import QUANTITIES
+from rankc.validate.schema import FORMAT, LatencyHow, Measured, Metrics, Ratios
+from rankc.validate.scoring import Scored, batched_inputs, score
+from rankrt.session import Session, open_model
+
+LATENCY_SECONDS = 12.0  # of CPU time, for all batch sizes together
+_RESAMPLES = 1000
+_SCORED, _BOOTSTRAP, _TIMED = 10, 15, 90  # where the progress bar stands after each, in percent
+
+
+def validate(
+    original: Path,
+    compressed: Path,
+    source: Source | None,
+    recipe: Recipe,
+    stage: Stage | None = None,
+) -> Metrics:
+    """Measure both models with one thread each and decide the recipe's gates.
+
+    Args:
+        original: ONNX file of the model as it came.
+        compressed: ONNX file of the result; same inputs and outputs.
+        source: Validation rows, with labels if the recipe names their column. None: only what
+            needs no rows is measured (size_bytes, params, macs, nodes).
+        recipe: Its name, gates, batch sizes and seed are used.
+        stage: Where progress is shown.
+
+    Returns:
+        The content of metrics.json; `backends` is empty for the caller to fill in.
+
+    Raises:
+        DataError: The rows or labels do not fit; see `score`.
+        ModelError: An output is missing, not finite, or of another shape.
+        RecipeError: A gate is on something that was not measured, or a batch size is impossible.
+    """
+    metrics = _start(recipe)
+    _add_footprints(metrics, original, compressed)
+    if source is None:
+        needy = (name for name, quantity in QUANTITIES.items() if quantity.needs)
+        metrics["unavailable"].update(dict.fromkeys(needy, "there is no validation data"))
+        return finish(metrics, recipe.gates)
+    before, after = open_model(original, threads=1), open_model(compressed, threads=1)
+    metrics["environment"][before.backend] = before.version
+    sizes = recipe.latency.batch_sizes
+    _require_batch_axis(before, sizes)
+    scored = score(
+        before,
+        after,
+        source,
+        label=_label(recipe),
+        head_rows=max(sizes, default=1),
+        tick=lambda rows: _advance(stage, 0, _SCORED, rows / (source.rows or math.inf)),
+    )
+    _add_accuracy(metrics, scored, recipe.seed, stage)
+    batches = {size: batch_of(scored.head, size, batched_inputs(before.inputs)) for size in sizes}
+    _add_latency(metrics, before, after, batches, recipe, stage)
+    _add_memory(metrics, original, compressed, batches)
+    if stage:
+        stage.note(f"{scored.rows:,} rows")
+    return finish(metrics, recipe.gates)
+
+
+def _advance(stage: Stage | None, start: int, end: int, share: float) -> None:
+    """Move the bar to where `share` of the part from `start` to `end` per cent is done."""
+    if stage:
+        stage.advance(start + int(min(share, 1.0) * (end - start)), 100)
+
+
+def _start(recipe: Recipe) -> Metrics:
+    return Metrics(
+        format=FORMAT,
+        recipe=recipe.name,
+        passed=False,  # until the gates have been decided
+        gates=[],
+        rows=0,
+        output=None,
+        metrics={},
+        unavailable={},
+        ratios={},
+        latency={},
+        latency_how=LatencyHow(scope=SCOPE, clock=CLOCK),
+        memory_batch=None,
+        backends={},
+        environment=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    """What the numbers depend on; nothing that names the user or the machine."""
+    return {
+        "cpu": _cpu(),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "rankc": version("rankc"),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu() -> str:
+    """The processor's own name; Python knows only its family on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _label(recipe: Recipe) -> str:
+    validation = recipe.data.validation
+    return (validation.label if validation else None) or "label"
+
+
+def _require_batch_axis(session: Session, sizes: tuple[int, ...]) -> None:
+    """Refuse batch sizes that the model's fixed shapes cannot take."""
+    if batched_inputs(session.inputs):
+        return
+    fixed = {spec.shape[0] for spec in session.inputs if spec.shape}
+    wrong = [size for size in sizes if fixed != {size}]
+    if wrong:
+        listed = ", ".join(map(str, session.inputs))
+        raise RecipeError(
+            f"latency.batch_sizes: {', '.join(map(str, wrong))} cannot be run, the model's inputs "
+            f"have a fixed first axis ({listed}); ask for that size only, or export with a free one"
+        )
+
+
+def _add_footprints(metrics: Metrics, original: Path, compressed: Path) -> None:
+    before, after = footprint(original), footprint(compressed)
+    ratios: Ratios = {}
+    if before.macs is None or after.macs is None:
+        which = "original" if before.macs is None else "compressed"
+        metrics["unavailable"]["macs"] = f"{which} model, {before.unknown or after.unknown}"
+    else:
+        metrics["metrics"]["macs"] = _measured(before.macs, after.macs)
+        if after.macs:
+            ratios["macs"] = before.macs / after.macs
+    if after.params:
+        ratios["params"] = before.params / after.params
+    ratios["size_bytes"] = before.size_bytes / after.size_bytes
+    metrics["ratios"] = ratios
+    for name in ("size_bytes", "params", "nodes"):
+        metrics["metrics"][name] = _measured(getattr(before, name), getattr(after, name))
+
+
+def _measured(original: float, compressed: float, interval: Interval | None = None) -> Measured:
+    return Measured(
+        original=original,
+        compressed=compressed,
+        difference=compressed - original,
+        interval=interval,
+    )
+
+
+def _add_accuracy(metrics: Metrics, scored: Scored, seed: int, stage: Stage | None) -> None:
+    metrics["rows"] = scored.rows
+    metrics["output"] = scored.output
+    pairs, statistics = _judged_by_labels(metrics, scored)
+    pairs["mean_abs_err"] = (0.0, float(scored.row_errors.mean()))
+    statistics["mean_abs_err"] = mean_of(scored.row_errors)
+    pairs["max_abs_err"] = (0.0, scored.distance.max_abs_err)
+    pairs["cosine"] = (1.0, scored.distance.cosine)
+
+    def tick(done: int) -> None:
+        _advance(stage, _SCORED, _BOOTSTRAP, done / _RESAMPLES)
+
+    found = intervals(statistics, scored.rows, resamples=_RESAMPLES, seed=seed, tick=tick)
+    for name, (original, compressed) in pairs.items():
+        metrics["metrics"][name] = _measured(original, compressed, found.get(name))
+
+
+def _judged_by_labels(
+    metrics: Metrics, scored: Scored
+) -> tuple[dict[str, tuple[float, float]], dict[str, Statistic]]:
+    """Values and difference statistics of auc and logloss, or the reason why there are none."""
+    labels, x, y = scored.labels, scored.original, scored.compressed
+    if labels is None or x is None or y is None:
+        why = (
+            "there are no labels; name their column in data.validation.label"
+            if labels is None
+            else f"output '{scored.output}' has more than one number a row"
+        )
+        metrics["unavailable"].update(auc=why, logloss=why)
+        return {}, {}
+    pairs = {"auc": (auc(labels, x), auc(labels, y))}
+    statistics = {"auc": auc_difference(labels, x, y)}
+    if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) > 1:
+        why = f"output '{scored.output}' leaves [0, 1], so it is no probability"
+        metrics["unavailable"]["logloss"] = why
+        return pairs, statistics
+    before, after = log_losses(labels, x), log_losses(labels, y)
+    pairs["logloss"] = (float(before.mean()), float(after.mean()))
+    statistics["logloss"] = mean_of(after - before)
+    return pairs, statistics
+
+
+def _add_latency(
+    metrics: Metrics,
+    before: Session,
+    after: Session,
+    batches: Mapping[int, Mapping[str, Array]],
+    recipe: Recipe,
+    stage: Stage | None,
+) -> None:
+    metrics["latency"] = compare_latency(
+        before.run,
+        after.run,
+        batches,
+        pairs=recipe.latency.repeats,
+        seconds=LATENCY_SECONDS,
+        seed=recipe.seed,
+        tick=lambda share: _advance(stage, _BOOTSTRAP, _TIMED, share),
+    )
+
+
+def _add_memory(
+    metrics: Metrics,
+    original: Path,
+    compressed: Path,
+    batches: Mapping[int, Mapping[str, Array]],
+) -> None:
+    if not batches:
+        metrics["unavailable"]["peak_memory_bytes"] = "latency.batch_sizes is empty"
+        return
+    size = max(batches)
+    before = peak_memory_bytes(original, batches[size])
+    after = peak_memory_bytes(compressed, batches[size])
+    if before is None or after is None:
+        metrics["unavailable"]["peak_memory_bytes"] = "this system does not tell a process's peak"
+        return
+    metrics["memory_batch"] = size
+    metrics["metrics"]["peak_memory_bytes"] = _measured(before, after)

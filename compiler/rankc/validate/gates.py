@@ -1,0 +1,223 @@
+"""The recipe's promises, checked on the finished model. Goal names are Olive's.
+
+With `gain` the change in the metric's better direction (QUANTITIES says which that is):
+  threshold                the compressed value itself: at most `value` where lower is better
+                           (errors, costs), at least `value` where higher is (auc, size_ratio)
+  min-improvement          gain >= value
+  percent-min-improvement  gain >= value % of the original's
+  max-degradation          -gain <= value
+  percent-max-degradation  -gain <= value % of the original's
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from rankc.errors import Exit, RecipeError
+from rankc.recipe import Gate, Recipe
+from rankc.validate.quantities import MINUS, QUANTITIES, Quantity, available, observe
+from rankc.validate.schema import GateRow, Kind, Metrics
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GateResult:
+    """One gate and what came of it."""
+
+    gate: Gate
+    kind: Kind
+    observed: float  # what was compared with the gate's value, in its unit
+    passed: bool
+    text: str  # the promise: "drop ≤ 0.001"
+    message: str  # what was seen: "auc fell by 0.0031 (0.0024 to 0.0038), the gate allows 0.001"
+
+    def row(self) -> GateRow:
+        """As in metrics.json."""
+        return GateRow(
+            metric=self.gate.metric,
+            goal=self.gate.goal,
+            value=self.gate.value,
+            batch=self.gate.batch,
+            kind=self.kind,
+            observed=self.observed,
+            passed=self.passed,
+            text=self.text,
+            message=self.message,
+        )
+
+
+def check_gates_possible(recipe: Recipe) -> None:
+    """Refuse, before any work, gates that the recipe's own data could never decide.
+
+    Raises:
+        RecipeError: Lists every gate that is wrong and what would be right.
+    """
+    problems = [
+        f"gates[{i}]: {p}" for i, g in enumerate(recipe.gates) if (p := _problem(g, recipe))
+    ]
+    if problems:
+        raise RecipeError("\n".join(problems))
+
+
+def check(gates: Sequence[Gate], metrics: Metrics) -> tuple[GateResult, ...]:
+    """Decide every gate; a failure does not stop the others.
+
+    Raises:
+        RecipeError: A gate names something that was not measured; lists what was.
+    """
+    return tuple(_decide(gate, metrics) for gate in gates)
+
+
+def finish(metrics: Metrics, gates: Sequence[Gate]) -> Metrics:
+    """A copy of the metrics with `gates` and `passed` filled in. May be called again.
+
+    Raises:
+        RecipeError: As `check`.
+    """
+    results = check(gates, metrics)
+    rows = [result.row() for result in results]
+    return {**metrics, "gates": rows, "passed": all(r.passed for r in results)}
+
+
+def exit_code(metrics: Metrics) -> Exit:
+    """Of the process: an accuracy gate that failed outweighs a performance gate."""
+    failed = {row["kind"] for row in metrics["gates"] if not row["passed"]}
+    if "accuracy" in failed:
+        return Exit.ACCURACY
+    return Exit.PERFORMANCE if failed else Exit.OK
+
+
+def _problem(gate: Gate, recipe: Recipe) -> str:
+    """Why the gate cannot be decided by this recipe; empty if it can."""
+    quantity = QUANTITIES.get(gate.metric)
+    if quantity is None:
+        return f"unknown metric '{gate.metric}'; known: {', '.join(QUANTITIES)}"
+    validation = recipe.data.validation
+    if quantity.needs and validation is None:
+        return f"{gate.metric} needs validation data; add data.validation"
+    if quantity.needs == "labels" and validation is not None and validation.label is None:
+        return f"{gate.metric} needs labels; name their column in data.validation.label"
+    return _batch_problem(gate, quantity, recipe.latency.batch_sizes) or _value_problem(
+        gate, quantity
+    )
+
+
+def _batch_problem(gate: Gate, quantity: Quantity, sizes: Sequence[int]) -> str:
+    if not quantity.per_batch:
+        return "" if gate.batch is None else f"{gate.metric} has no batch; leave `batch` out"
+    if gate.batch in sizes:
+        return ""
+    listed = ", ".join(map(str, sizes)) or "none"
+    asked = "none is given" if gate.batch is None else f"{gate.batch} is not measured"
+    return f"{gate.metric} needs a `batch` out of latency.batch_sizes ({listed}); {asked}"
+
+
+def _value_problem(gate: Gate, quantity: Quantity) -> str:
+    if quantity.relative and gate.goal != "threshold":
+        return (
+            f"{gate.metric} already compares the two models, so '{gate.goal}' has no meaning; "
+            "use 'threshold'"
+        )
+    if not math.isfinite(gate.value):
+        return f"value {gate.value} is not a finite number"
+    if gate.value < 0 and gate.goal != "threshold":
+        opposite = "min-improvement" if "degradation" in gate.goal else "max-degradation"
+        return f"{gate.goal} of {gate.value}: must be 0 or more; the other way is {opposite}"
+    return ""
+
+
+def _decide(gate: Gate, metrics: Metrics) -> GateResult:
+    pair = observe(metrics, gate.metric, gate.batch) if gate.metric in QUANTITIES else None
+    if pair is None:
+        raise RecipeError(_not_measured(gate, metrics))
+    quantity = QUANTITIES[gate.metric]
+    observed = _observed(gate, quantity, *pair)
+    at_least = _at_least(gate, quantity)
+    passed = observed >= gate.value if at_least else observed <= gate.value
+    limit = f"{'≥' if at_least else '≤'} {_amount(gate.value, gate, quantity)}"
+    text = f"{_VERBS[_verb(gate, quantity)]} {limit}".lstrip()
+    return GateResult(
+        gate, quantity.kind, observed, passed, text, _message(gate, quantity, observed, metrics)
+    )
+
+
+def _not_measured(gate: Gate, metrics: Metrics) -> str:
+    at = "" if gate.batch is None else f" at batch {gate.batch}"
+    reasons = metrics["unavailable"]
+    why = reasons.get(gate.metric) or reasons.get(gate.metric.removesuffix("_ratio"), "")
+    return (
+        f"gate on {gate.metric}{at}: it was not measured{': ' if why else ''}{why}; "
+        f"measured: {', '.join(available(metrics))}"
+    )
+
+
+def _observed(gate: Gate, quantity: Quantity, original: float, compressed: float) -> float:
+    """The number that is compared with the gate's value."""
+    if gate.goal == "threshold":
+        return compressed
+    gain = compressed - original if quantity.higher_is_better else original - compressed
+    change = gain if "improvement" in gate.goal else -gain
+    if not gate.goal.startswith("percent"):
+        return change
+    if original == 0:
+        raise RecipeError(
+            f"gate on {gate.metric}: the original's is 0, so a percentage of it means nothing; "
+            f"use '{gate.goal.removeprefix('percent-')}' or 'threshold'"
+        )
+    return 100.0 * change / abs(original)
+
+
+def _at_least(gate: Gate, quantity: Quantity) -> bool:
+    if gate.goal == "threshold":
+        return quantity.higher_is_better
+    return "improvement" in gate.goal
+
+
+# What the observed number counts: a value, a fall or a rise. "fell by -0.1" is never written.
+_VERBS = {"is": "", "fell": "drop", "rose": "rise"}
+_OPPOSITE = {"fell": "rose", "rose": "fell"}
+
+
+def _verb(gate: Gate, quantity: Quantity) -> str:
+    if gate.goal == "threshold":
+        return "is"
+    improving = "improvement" in gate.goal
+    return "rose" if improving == quantity.higher_is_better else "fell"
+
+
+def _message(gate: Gate, quantity: Quantity, observed: float, metrics: Metrics) -> str:
+    name = gate.metric if gate.batch is None else f"{gate.metric} at batch {gate.batch}"
+    allowed = _amount(gate.value, gate, quantity)
+    verb = _verb(gate, quantity)
+    word = "asks for" if _at_least(gate, quantity) else "allows"
+    if verb == "is":
+        return f"{name} is {_amount(observed, gate, quantity)}, the gate {word} {allowed}"
+    seen = verb if observed >= 0 else _OPPOSITE[verb]
+    wanted = f"a {_VERBS[verb]} of {allowed}" if seen != verb else allowed
+    size = _amount(abs(observed), gate, quantity)
+    return f"{name} {seen} by {size}{_range(gate, metrics, seen)}, the gate {word} {wanted}"
+
+
+def _range(gate: Gate, metrics: Metrics, seen: str) -> str:
+    """The interval of the change in the direction in which it was seen."""
+    measured = metrics["metrics"].get(gate.metric)
+    interval = None if measured is None else measured["interval"]
+    if interval is None or gate.goal.startswith("percent"):
+        return ""
+    low, high = interval if seen == "rose" else (-interval[1], -interval[0])
+    return f" ({number(low)} to {number(high)})"
+
+
+def _amount(value: float, gate: Gate, quantity: Quantity) -> str:
+    percent = gate.goal.startswith("percent")
+    return f"{number(value)}{' %' if percent else quantity.unit}"
+
+
+def number(value: float) -> str:
+    """Three digits for people, with a real minus; whole numbers above 1000 with commas."""
+    if abs(value) >= 1000:
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
+    return text.replace("-", MINUS, 1) if value < 0 else text

