@@ -30,7 +30,7 @@ from rankc.serialize import save
 from rankrt.session import Session, open_model
 
 Array = NDArray[Any]
-GRADIENT_EVERY = 16  # batches
+GRADIENT_EVERY = 24  # batches
 
 
 PENDING = 1 << 15  # ids that are collected before they are counted: counting costs a pass over V
@@ -53,6 +53,7 @@ class _Moments:
         self.shift: Array | None = None
         self.sum: Floats | None = None
         self.products: Floats | None = None
+        self.buffer: Array | None = None  # reused: fresh pages cost as much as the subtraction
 
     def add(self, rows: Array, count: int | None = None) -> None:
         """Take in rows (N, n); `count` replaces N as what they are averaged over."""
@@ -60,7 +61,11 @@ class _Moments:
             n = rows.shape[1]
             self.shift = rows.mean(axis=0) if self.centred else np.zeros(n, rows.dtype)
             self.sum, self.products = np.zeros(n), np.zeros((n, n))
-        shifted = rows - self.shift if self.centred else rows
+        shifted = rows
+        if self.centred:
+            if self.buffer is None or len(self.buffer) != len(rows):
+                self.buffer = np.empty_like(rows)
+            shifted = np.subtract(rows, self.shift, out=self.buffer)
         self.sum += np.ones(len(shifted), shifted.dtype) @ shifted
         self.products += shifted.T @ shifted
         self.count += len(rows) if count is None else count

@@ -59,14 +59,18 @@ class Recorder:
         output = ir.val(name, dtype, ir.Shape([self.batch, *dims]))
         return self.tape.op(kind, inputs, attributes=attributes, name=name, output=output)
 
-    def split(self, value: ir.Value, sizes: Sequence[int], name: str) -> list[ir.Value]:
-        """Pieces along axis 1."""
+    def split(
+        self, value: ir.Value, sizes: Sequence[int], name: str, names: Sequence[str] = ()
+    ) -> list[ir.Value]:
+        """Pieces along axis 1, by default numbered."""
         if len(sizes) == 1:
             return [value]
         name = self.unique(name)
         outputs = [
-            ir.val(self.unique(f"{name}.{k}"), value.dtype, ir.Shape([self.batch, size]))
-            for k, size in enumerate(sizes)
+            ir.val(self.unique(piece), value.dtype, ir.Shape([self.batch, size]))
+            for piece, size in zip(
+                names or [f"{name}.{k}" for k in range(len(sizes))], sizes, strict=True
+            )
         ]
         inputs = [value, self.constant(f"{name}.sizes", np.array(sizes, np.int64))]
         self.tape.op_multi_out("Split", inputs, {"axis": 1}, outputs=outputs, name=name)
@@ -282,6 +286,7 @@ def _layers(recorder: Recorder, base: ir.Value, plan: Plan) -> dict[ir.Value, ir
         bias = np.concatenate([f.bias for f in narrow.values()])
         name = "narrow" if len(narrow) > 1 else str(next(iter(narrow)).name)
         value = recorder.layer(base, weight, bias, name)
-        pieces = recorder.split(value, [f.bias.size for f in narrow.values()], f"{name}.parts")
+        sizes, names = [f.bias.size for f in narrow.values()], [f"{v.name}.part" for v in narrow]
+        pieces = recorder.split(value, sizes, f"{name}.parts", names)
         found |= dict(zip(narrow, pieces, strict=True))
     return found

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
@@ -40,7 +41,7 @@ def save(model: ir.Model, path: Path, *, single_file_bytes: int = SINGLE_FILE_BY
                 _write_external(model, folder / path.name, data.name)
                 os.replace(folder / data.name, data)
             else:
-                _write(_proto(_in_memory(model)), folder / path.name)
+                _write_whole(model, folder / path.name)
             os.replace(folder / path.name, path)
     except OSError as error:
         raise MachineError(
@@ -75,16 +76,12 @@ def _same_file(tensor: ir.ExternalTensor, path: Path) -> bool:
     return path.exists() and Path(tensor.path).exists() and path.samefile(tensor.path)
 
 
-def _in_memory(model: ir.Model) -> ir.Model:
-    """The model, with tensors that are views of mapped files in the place of references to them."""
-    if not any(True for _ in _external_tensors(model)):
-        return model
-    inline = model.clone()
-    for graph in inline.graphs():
+def _read_branches(model: ir.Model) -> None:
+    """Take weights of branches into memory where they are references to other files."""
+    for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
-    return inline
 
 
 def _proto(model: ir.Model) -> onnx.ModelProto:
@@ -94,15 +91,80 @@ def _proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def _write(proto: onnx.ModelProto, path: Path) -> None:
+def _write_whole(model: ir.Model, path: Path) -> None:
+    """One file, one weight at a time in memory.
+
+    Protobuf would hold the model three more times: as messages, as bytes, and while it makes the
+    second of the first. A message is its fields, one after the other, each a tag, a length and
+    the content; so the weights can be put behind the rest of the graph as they are read.
+    """
+    outline = model.clone()
+    weights = _take_weights(outline.graph)
+    _read_branches(outline)
+    proto = _proto(outline)
+    graph = proto.graph.SerializeToString(deterministic=True)
+    proto.ClearField("graph")
+    heads = [_head(name, tensor) for name, tensor in weights]
+    sizes = [len(head) + tensor.nbytes for head, (_, tensor) in zip(heads, weights, strict=True)]
+    lead = [_tag(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, size) for size in sizes]
+    total = len(graph) + sum(map(len, lead)) + sum(sizes)
     with path.open("wb") as stream:
         stream.write(proto.SerializeToString(deterministic=True))
-        stream.flush()
-        os.fsync(stream.fileno())
+        stream.write(_tag(onnx.ModelProto.GRAPH_FIELD_NUMBER, total) + graph)
+        for tag, head, (name, tensor) in zip(lead, heads, weights, strict=True):
+            data = tensor.tobytes()
+            assert len(data) == tensor.nbytes, name
+            stream.write(tag + head)
+            stream.write(data)
+        _finish(stream)
+
+
+def _take_weights(graph: ir.Graph) -> list[tuple[str, ir.TensorProtocol]]:
+    """Remove the initializers, in order; strings stay, as they have no bytes of their own."""
+    taken = [
+        (name, value.const_value)
+        for name, value in graph.initializers.items()
+        if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING
+    ]
+    for name, _ in taken:
+        graph.initializers.pop(name)
+    return taken
+
+
+def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
+    """A TensorProto up to where its bytes begin."""
+    proto = onnx.TensorProto(
+        name=name, data_type=int(tensor.dtype), dims=[int(d) for d in tensor.shape.numpy()]
+    )
+    tag = _tag(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, tensor.nbytes)
+    return bytes(proto.SerializeToString(deterministic=True)) + tag
+
+
+def _tag(field: int, length: int) -> bytes:
+    """What stands before the content of a field: its number, its kind (2: bytes), its length."""
+    return _varint(field << 3 | 2) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; the top bit says that more follow."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
 
 
 def _write_external(model: ir.Model, path: Path, data_name: str) -> None:
     unloaded = ir.external_data.unload_from_model(
         model.clone(), path.parent, data_name, size_threshold_bytes=_SMALL_BYTES
     )
-    _write(_proto(unloaded), path)
+    with path.open("wb") as stream:
+        stream.write(_proto(unloaded).SerializeToString(deterministic=True))
+        _finish(stream)
+
+
+def _finish(stream: BinaryIO) -> None:
+    """On disk before it gets its name: a crash leaves no empty file behind."""
+    stream.flush()
+    os.fsync(stream.fileno())

@@ -105,13 +105,13 @@ NOT_AFFINE: dict[str, Build] = {
 
 def run(model: ir.Model, feeds: dict[str, Array]) -> list[Array]:
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
-    return list(session.run(None, feeds))
+    return [np.asarray(found) for found in session.run(None, feeds)]
 
 
 def mapped(region: Region, value: ir.Value, feeds: dict[str, Array]) -> Array:
     """The value by its affine map."""
     affine = region.maps[value]
-    found = np.broadcast_to(affine.const, (16, *affine.const.shape)).copy()
+    found: Array = np.broadcast_to(affine.const, (16, *affine.const.shape)).copy()
     for base, part in affine.parts.items():
         rows = feeds[str(base.name)].reshape(16, -1)
         found += np.tensordot(rows, part, 1)

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from builders import mlp
+from builders import mlp, model_of, weight
 from rankc.errors import MachineError, ModelError
 from rankc.intake import load
 from rankc.serialize import save
@@ -29,6 +29,37 @@ def test_a_small_model_is_one_file(tmp_path: Path) -> None:
     save(mlp(), tmp_path / "model.onnx")
     assert os.listdir(tmp_path) == ["model.onnx"]
     same_weights(load(tmp_path / "model.onnx").model)
+
+
+def test_the_file_is_what_protobuf_would_have_written(tmp_path: Path) -> None:
+    tape = ir.tape.Tape()
+    x = ir.val("x", ir.DataType.FLOAT, ["b", 3])
+    half = weight(tape, "half", np.ones((1, 3), np.float16))
+    h = tape.op("Add", [x, tape.op("Cast", [half], {"to": 1})])
+    h = tape.op("Mul", [h, weight(tape, "scalar", np.array(2, np.float32))])
+    h = tape.op("Concat", [h, weight(tape, "empty", np.zeros((1, 0), np.float32))], {"axis": 1})
+    packed = ir.tensor([[1, -2, 3]], dtype=ir.DataType.INT4, name="packed")
+    four = tape.op("Cast", [tape.initializer(packed)], {"to": 1})
+    strings = tape.initializer(ir.tensor(["a", "b"], name="strings"))
+    y = ir.val("y", ir.DataType.FLOAT, ["b", 3])
+    tape.op("Mul", [h, four], output=y)
+    size = ir.val("size", ir.DataType.INT64, [1])
+    tape.op("Shape", [strings], output=size)
+    model = model_of(tape, [x], [y, size], opset=21)
+    save(model, tmp_path / "model.onnx")
+    saved = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(saved, full_check=True)
+    expected = ir.serde.serialize_model(model)
+    kept = sorted(saved.graph.initializer, key=lambda t: t.name)
+    for tensor, other in zip(
+        kept, sorted(expected.graph.initializer, key=lambda t: t.name), strict=True
+    ):
+        assert tensor == other
+    saved.graph.ClearField("initializer")
+    expected.graph.ClearField("initializer")
+    for proto in (saved, expected):  # shapes of initializers are in the initializers
+        proto.graph.ClearField("value_info")
+    assert saved == expected
 
 
 def test_a_big_model_keeps_its_weights_beside_it(tmp_path: Path) -> None:
