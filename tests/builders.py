@@ -33,7 +33,7 @@ def weight(tape: ir.tape.Tape, name: str, array: Array) -> ir.Value:
 
 
 def mlp(rank: int = 16, seed: int = 0) -> ir.Model:
-    """p = sigmoid(relu(x A) B + b): A (16, 24) of the given rank, B (24, 8) as a Gemm; 8 outputs."""
+    """y = sigmoid(relu(x A) B + b): A (16, 24) of the given rank, B (24, 8) in a Gemm."""
     rng = np.random.default_rng(seed)
     a = (rng.normal(size=(16, rank)) @ rng.normal(size=(rank, 24))).astype(np.float32) / rank
     b = rng.normal(size=(8, 24)).astype(np.float32)
@@ -57,8 +57,8 @@ def mlp_rows(rows: int = 256, seed: int = 1) -> Array:
     """Input rows for `mlp`, correlated and with a mean, (rows, 16)."""
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(16, 16)) * (0.6 ** np.arange(16))
-    table: Array = np.float32(rng.normal(size=(rows, 16)) @ mix + rng.normal(size=16))
-    return table
+    table: Array = rng.normal(size=(rows, 16)) @ mix + rng.normal(size=16)
+    return table.astype(np.float32)
 
 
 def lookup(seed: int = 0, padding: bool = False) -> ir.Model:
@@ -68,7 +68,7 @@ def lookup(seed: int = 0, padding: bool = False) -> ir.Model:
     """
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(12, 12)) * 0.7 ** np.arange(12)
-    user, item = (np.float32(rng.normal(size=(v, 12)) @ mix + 0.3) for v in (60, 30))
+    user, item = ((rng.normal(size=(v, 12)) @ mix + 0.3).astype(np.float32) for v in (60, 30))
     if padding:
         user[0] = 0
     ids, tape = ir.val("ids", ir.DataType.INT64, ["batch", 3]), ir.tape.Tape()
@@ -79,9 +79,11 @@ def lookup(seed: int = 0, padding: bool = False) -> ir.Model:
         field = tape.op("Gather", [ids, column], attributes={"axis": 1}, name=f"field{k}")
         rows.append(tape.op("Gather", [tables[name], field], name=f"lookup{k}"))
     x = tape.op("Concat", rows, attributes={"axis": 1}, name="concat")
-    w1 = weight(tape, "w1", np.float32(rng.normal(size=(36, 40)) / 6))
-    w2 = weight(tape, "w2", np.float32(rng.normal(size=(1, 40)) / 6))
-    b1, b2 = (weight(tape, f"b{k}", np.float32(rng.normal(size=m))) for k, m in ((1, 40), (2, 1)))
+    w1 = weight(tape, "w1", (rng.normal(size=(36, 40)) / 6).astype(np.float32))
+    w2 = weight(tape, "w2", (rng.normal(size=(1, 40)) / 6).astype(np.float32))
+    b1, b2 = (
+        weight(tape, f"b{k}", rng.normal(size=m).astype(np.float32)) for k, m in ((1, 40), (2, 1))
+    )
     hidden = tape.op("Relu", [tape.op("Gemm", [x, w1, b1], name="fc1")], name="relu1")
     logit = tape.op("Gemm", [hidden, w2, b2], attributes={"transB": 1}, name="fc2")
     p = ir.val("p", ir.DataType.FLOAT, ["batch", 1])

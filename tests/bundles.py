@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from builders import mlp, mlp_rows, model_of, weight
 
+from builders import mlp, mlp_rows, model_of, weight
 from rankc.packing import GOLDEN, write_golden, write_manifest
 from rankrt.manifest import Golden, Manifest
 from rankrt.session import TensorSpec, open_model

@@ -53,7 +53,6 @@ class _Moments:
         self.shift: Array | None = None
         self.sum: Floats | None = None
         self.products: Floats | None = None
-        self.buffer: Array | None = None  # reused: fresh pages cost as much as the subtraction
 
     def add(self, rows: Array, count: int | None = None) -> None:
         """Take in rows (N, n); `count` replaces N as what they are averaged over."""
@@ -61,11 +60,7 @@ class _Moments:
             n = rows.shape[1]
             self.shift = rows.mean(axis=0) if self.centred else np.zeros(n, rows.dtype)
             self.sum, self.products = np.zeros(n), np.zeros((n, n))
-        shifted = rows
-        if self.centred:
-            if self.buffer is None or len(self.buffer) != len(rows):
-                self.buffer = np.empty_like(rows)
-            shifted = np.subtract(rows, self.shift, out=self.buffer)
+        shifted = rows - self.shift if self.centred else rows
         self.sum += np.ones(len(shifted), shifted.dtype) @ shifted
         self.products += shifted.T @ shifted
         self.count += len(rows) if count is None else count

@@ -61,12 +61,13 @@ class Codebook:
         else:
             mean, basis = self.mean, self._basis(rank)
         codes = (self.table - mean) @ basis.encode  # (V, r)
+        offset = mean.astype(np.float32)
         if not self.int8:
-            return Coded(np.float32(codes), np.float32(basis.decode.T), np.float32(mean))
+            return Coded(codes.astype(np.float32), basis.decode.T.astype(np.float32), offset)
         largest = np.abs(codes).max(axis=0)
         scale = np.where(largest > 0, largest, 1.0) / INT8_MAX
-        decoder = np.float32(scale[:, None] * basis.decode.T)
-        return Coded(np.rint(codes / scale).astype(np.int8), decoder, np.float32(mean))
+        decoder = (scale[:, None] * basis.decode.T).astype(np.float32)
+        return Coded(np.rint(codes / scale).astype(np.int8), decoder, offset)
 
     def _basis(self, rank: int) -> Directions:
         """The projection of that rank in a basis with DT K D = I and uncorrelated codes.

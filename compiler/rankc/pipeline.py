@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,13 +18,15 @@ from rankc.data import Source, open_source
 from rankc.errors import Exit, RecipeError
 from rankc.intake import Intake, load, stamp
 from rankc.lowering import EngineResult, lower
+from rankc.lowering.result import tolerance
 from rankc.packing import staging, write_golden, write_manifest
 from rankc.passbase import ExactPass, Pass
 from rankc.passes import split
+from rankc.passes.gather_fusion import ID_RANGES
 from rankc.planning import Plan, Unit
 from rankc.progress import Progress, SilentProgress
 from rankc.recipe import Recipe
-from rankc.recipe_load import build_passes, lock, resolved
+from rankc.recipe_load import build_passes, load_recipe, lock, resolved
 from rankc.report import failures, write_reports
 from rankc.rewriting import Sites, finish, fit
 from rankc.sensitivity import measure
@@ -35,6 +37,7 @@ from rankrt.manifest import Engine, Golden
 from rankrt.session import Array, open_model
 
 GOLDEN_ROWS = 8
+ANY_ID = 2**63 - 1  # of a column that no stacked table reads: ONNX Runtime checks it by itself
 GOLDEN_TOLERANCE = 1e-4  # of the largest golden output: what another CPU's rounding may change
 
 
@@ -55,8 +58,8 @@ class Result:
 
 
 def compile_recipe(
-    recipe: Recipe,
-    out: Path,
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
     *,
     progress: Progress | None = None,
     dry_run: bool = False,
@@ -65,8 +68,9 @@ def compile_recipe(
     """Compress the recipe's model, lower it, prove it, and write the bundle to `out`.
 
     Args:
-        recipe: from `rankc.recipe_load.load_recipe`.
-        out: the bundle's folder; replaced as a whole at the end, or not touched at all.
+        recipe: a recipe file, or what `load_recipe` made of one.
+        out: the bundle's folder, `build/<recipe>` by default; replaced as a whole at the end, or
+            not touched at all.
         progress: where stages are announced; silent by default.
         dry_run: stop after the plan and write nothing.
         trust_code: allow the recipe to name Python code.
@@ -75,6 +79,8 @@ def compile_recipe(
         RankcError: anything that the user can mend; nothing was written.
     """
     started, tell = time.monotonic(), progress or SilentProgress()
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
+    out = Path("build") / recipe.name if out is None else Path(out)
     if dry_run:
         plan = plan_recipe(recipe, progress=tell, trust_code=trust_code)
         return Result(Exit.OK, "", None, plan, out, time.monotonic() - started)
@@ -90,10 +96,11 @@ def compile_recipe(
 
 
 def plan_recipe(
-    recipe: Recipe, *, progress: Progress | None = None, trust_code: bool = False
+    recipe: Recipe | str | Path, *, progress: Progress | None = None, trust_code: bool = False
 ) -> Plan:
     """What `compile_recipe` would do to which layer, and what it predicts; writes nothing."""
     tell = progress or SilentProgress()
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     return _compress(_take_in(recipe, tell, trust_code), tell)[0]
 
 
@@ -155,6 +162,7 @@ def _clean(job: _Job, tell: Progress) -> ir.Model:
         model = job.taken.model.clone()
         before = len(model.graph)
         clean(model)
+        stamp(model, {"recipe": job.recipe.name, "source_sha256": job.taken.sha256})
         for pass_ in job.exact:
             pass_.prepare(model)
         after = len(finish(model, job.exact).graph) if job.exact else len(model.graph)
@@ -200,7 +208,6 @@ def _budget(job: _Job) -> tuple[Unit, int | None]:
 
 
 def _write_model(job: _Job, plan: Plan, model: ir.Model, folder: Path) -> Path:
-    stamp(model, {"recipe": job.recipe.name, "source_sha256": job.taken.sha256})
     path = folder / "model.onnx"
     save(model, path)
     (folder / "plan.json").write_text(plan.to_json(), encoding="utf-8", newline="\n")
@@ -267,7 +274,7 @@ def _pack(
         inputs=session.inputs,
         outputs=session.outputs,
         id_ranges=_id_ranges(model),
-        engines=_manifest_engines(job, engines, folder),
+        engines=_manifest_engines(job, engines, outputs, folder),
         golden=Golden(golden.name, GOLDEN_TOLERANCE * max(largest, 1e-3)),
         ranks={choice.site: choice.rank for choice in plan.choices},
         metrics={"passed": metrics["passed"], "metrics": metrics["metrics"]},
@@ -277,12 +284,14 @@ def _pack(
 
 def _id_ranges(model: ir.Model) -> dict[str, int | tuple[int, ...]]:
     """What `gather_fusion` noted: the largest valid id of each column of an input."""
-    noted = json.loads(model.metadata_props.get("rankc.id_ranges", "{}"))
-    return {name: tuple(most) if isinstance(most, list) else most for name, most in noted.items()}
+    noted = json.loads(model.metadata_props.get(ID_RANGES, "{}"))
+    return {
+        name: tuple(ANY_ID if one is None else one for one in most) for name, most in noted.items()
+    }
 
 
 def _manifest_engines(
-    job: _Job, engines: dict[str, EngineResult], folder: Path
+    job: _Job, engines: dict[str, EngineResult], golden: Mapping[str, Array], folder: Path
 ) -> tuple[Engine, ...]:
     return tuple(
         Engine(
@@ -294,6 +303,7 @@ def _manifest_engines(
             built=engine.built,
             ran=engine.ran,
             reason=engine.reason,
+            tolerance=tolerance(engine.precision, golden),
         )
         for target in job.recipe.lower
         for engine in [engines[target.name]]

@@ -54,9 +54,7 @@ def measure(
     return known
 
 
-def _change(
-    before: ir.Model, after: ir.Model, names: Sequence[str], source: Source
-) -> float:
+def _change(before: ir.Model, after: ir.Model, names: Sequence[str], source: Source) -> float:
     """Mean over the rows of the squared change of the values called `names`."""
     total, rows = 0.0, 0
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:

@@ -101,11 +101,10 @@ def load(options: argparse.Namespace) -> Loaded:
     """Read the flights, or make the first pass over a click log."""
     if options.format == "flights":
         data = flights.load()
-        # The training part is already in random order: its head is a random sample.
-        head = data.train.take(slice(options.calibration_rows))
+        calibration = calibration_rows(data.validation, data.train, options.calibration_rows)
         parts = {"validation": data.validation, "test": data.test}
         split = {"split_seed": flights.SPLIT_SEED, "min_count": flights.MIN_COUNT}
-        return Loaded(data, parts, head, notes=split)
+        return Loaded(data, parts, calibration, notes=split)
     stream = open_folder(
         options.folder,
         options.format,
@@ -114,7 +113,23 @@ def load(options: argparse.Namespace) -> Loaded:
     )
     parts = {"test": stream.head("test", options.test_rows)}
     notes = {"min_count": options.min_count, "undercount": stream.undercount}
-    return Loaded(stream, parts, stream.head("train", options.calibration_rows), notes)
+    half = options.calibration_rows // 2
+    calibration = calibration_rows(
+        stream.head("validation", half), stream.head("train", options.calibration_rows), 2 * half
+    )
+    return Loaded(stream, parts, calibration, notes)
+
+
+def calibration_rows(validation: Rows, train: Rows, count: int) -> Rows:
+    """Rows that a compiler fits on, without labels: the validation rows, then training rows.
+
+    A click model has memorised the rare values of its training rows, so there its tables look more
+    useful than they are; held-out rows tell how they are read and felt. Training rows are added
+    because they read more of each table. All of `validation` is used where it fits in `count`; the
+    training part is already in random order, so its head is a random sample.
+    """
+    held_out = validation.take(slice(count))
+    return Rows.join([held_out, train.take(slice(count - len(held_out.label)))])
 
 
 def inputs_of(rows: Rows) -> dict[str, NDArray[Any]]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from builders import mlp, mlp_rows
 from bundles import fused_tables, write_mlp_bundle
-
 from rankrt.backends import cuda, tensorrt
 from rankrt.bundle import load
 from rankrt.errors import BackendError, FeedError

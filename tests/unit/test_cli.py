@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import rich.console
-from builders import mlp, mlp_rows
 
 import rankc.pipeline
+from builders import mlp, mlp_rows
 from rankc.__main__ import main
 from rankc.console import Console
 from rankc.errors import BuildError, DataError, Exit, MachineError, ModelError, RecipeError

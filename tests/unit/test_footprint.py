@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from builders import mlp, mlp_rows, model_of, weight
 
+from builders import mlp, mlp_rows, model_of, weight
 from rankc.errors import MachineError
 from rankc.validate.footprint import footprint
 from rankc.validate.memory import peak_memory_bytes

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import MLP_INPUTS, MLP_OUTPUTS, write_mlp_bundle
 
+from bundles import MLP_INPUTS, MLP_OUTPUTS, write_mlp_bundle
 from rankc import packing
 from rankc.errors import MachineError, RecipeError
 from rankc.packing import pack_tar, staging, write_golden, write_manifest

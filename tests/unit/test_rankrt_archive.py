@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bundles import write_mlp_bundle
 
+from bundles import write_mlp_bundle
 from rankc.packing import pack_tar
 from rankrt import archive
 from rankrt.errors import BundleError

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from builders import mlp_rows
 from bundles import MLP_INPUTS, MLP_OUTPUTS, write_mlp_bundle, write_tables_bundle
-
 from rankc.packing import pack_tar, write_manifest
 from rankrt.bundle import Bundle, load, read
 from rankrt.errors import BackendError, BundleError, FeedError

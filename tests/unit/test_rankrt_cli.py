@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import MLP_INPUTS, MLP_OUTPUTS, write_mlp_bundle, write_tables_bundle
 
+from bundles import MLP_INPUTS, MLP_OUTPUTS, write_mlp_bundle, write_tables_bundle
 from rankc.packing import pack_tar, write_golden, write_manifest
 from rankrt import bench
 from rankrt.__main__ import main

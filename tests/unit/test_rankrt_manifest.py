@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 import pytest
-from bundles import MLP_INPUTS, MLP_OUTPUTS
 
+from bundles import MLP_INPUTS, MLP_OUTPUTS
 from rankrt.errors import BundleError
 from rankrt.manifest import MAX_BYTES, Engine, FileInfo, Golden, Manifest
 from rankrt.session import TensorSpec

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from builders import mlp, mlp_rows, model_of
 from bundles import fused_tables
-
 from rankrt.backends import onnxruntime as backend
 from rankrt.errors import BackendError, FeedError
 from rankrt.session import Session, TensorSpec, open_model

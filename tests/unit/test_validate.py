@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from builders import Array, mlp, mlp_rows, model_of, weight
 from sklearn.metrics import log_loss, roc_auc_score
-from sources import Rows
 
+from builders import Array, mlp, mlp_rows, model_of, weight
 from rankc.errors import DataError, Exit, ModelError, RecipeError
 from rankc.recipe import Data, DataSpec, Gate, Latency, Recipe
 from rankc.validate import check_metrics, exit_code, validate
 from rankrt.session import open_model
+from sources import Rows
 
 X = np.random.default_rng(0).normal(size=(301, 4)).astype(np.float32)
 LATE = (X.sum(axis=1) + np.random.default_rng(1).normal(size=301) > 0).astype(np.int64)

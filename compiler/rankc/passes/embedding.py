@@ -61,7 +61,7 @@ class Embedding:
     rank: int | None = None  # the same rank everywhere; by default what the budget allows
     int8: bool = False  # store the codes as int8 with a scale a column
     weighted: bool = True  # by the logit's gradient; False: plain PCA
-    smoothing: float = 0.5  # pseudo-count of every row
+    smoothing: float = 1.0  # pseudo-count of every row
     min_rows: int = 2  # leave smaller tables alone
 
     def match(self, model: ir.Model) -> Iterator[Site | Skip]:

@@ -171,7 +171,7 @@ def emit(
     name, tape = str(node.name), ir.tape.Tape()
     a, b = (new_initializer(model, f"{name}.{k}", f) for k, f in (("A", first), ("B", second)))
     hidden = tape.op("MatMul", [only_input(node), a], name=f"{name}.A")
-    added = [] if bias is None else [new_initializer(model, f"{name}.b", np.float32(bias))]
+    added = [] if bias is None else [new_initializer(model, f"{name}.b", bias.astype(np.float32))]
     if node.op_type == "Gemm":
         out = tape.op("Gemm", [hidden, b, *added], name=f"{name}.B")
     else:
