@@ -64,11 +64,11 @@ def mlp_rows(rows: int = 256, seed: int = 1) -> Array:
 def lookup(seed: int = 0, padding: bool = False) -> ir.Model:
     """Two tables of correlated rows, concatenated, then layers of 40 and 1: p (batch, 1).
 
-    `ids` (batch, 3): columns 0 and 2 read `user` (60, 12), column 1 reads `item` (30, 12).
+    `ids` (batch, 3): columns 0 and 2 read `user` (60, 12), column 1 reads `item` (9, 12).
     """
     rng = np.random.default_rng(seed)
     mix = rng.normal(size=(12, 12)) * 0.7 ** np.arange(12)
-    user, item = ((rng.normal(size=(v, 12)) @ mix + 0.3).astype(np.float32) for v in (60, 30))
+    user, item = ((rng.normal(size=(v, 12)) @ mix + 0.3).astype(np.float32) for v in (60, 9))
     if padding:
         user[0] = 0
     ids, tape = ir.val("ids", ir.DataType.INT64, ["batch", 3]), ir.tape.Tape()
@@ -94,5 +94,5 @@ def lookup(seed: int = 0, padding: bool = False) -> ir.Model:
 def lookup_rows(rows: int = 512, seed: int = 1) -> Array:
     """Ids for `lookup`, the low ones read more often, (rows, 3)."""
     rng = np.random.default_rng(seed)
-    skewed: Array = rng.random((rows, 3)) ** 2 * np.array([55, 30, 55])  # 55 to 59: never read
+    skewed: Array = rng.random((rows, 3)) ** 2 * np.array([55, 9, 55])  # 55 to 59: never read
     return skewed.astype(np.int64)

@@ -47,7 +47,7 @@ class Candidate:
             return dense, ranked
         scalar, columns = (4 if unit == "bytes" else 1), self.read_by.columns
         folded = self.curve.ranks * columns - self.curve.decoder * self.read_by.linear
-        return dense + scalar * columns * int(self.curve.ranks[-1]), ranked + scalar * folded
+        return dense + scalar * columns * self.site.shape[1], ranked + scalar * folded
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

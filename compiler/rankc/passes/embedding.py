@@ -118,8 +118,8 @@ class Embedding:
 
     def cost(self, site: Site, solution: Solution) -> Curve:
         (rows, width), table, read = site.shape, solution.book.table, solution.read
-        step = -(-width // MAX_RANKS)
-        ranks = np.unique([*range(step, width, step), width])
+        step = -(-site.full_rank // MAX_RANKS)
+        ranks = np.unique([*range(step, site.full_rank, step), site.full_rank])
         coded = [solution.book.at(int(rank)) for rank in ranks]
         error, loss = np.transpose([lost(table, c, read, solution.felt) for c in coded])
         variance = float((read @ np.square(table - read @ table)).sum())
