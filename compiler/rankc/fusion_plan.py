@@ -49,10 +49,11 @@ class Chunk:
     @property
     def cost(self) -> float:
         """Of cutting the rows out of the base, and of the layer where they are not copied."""
-        cost: float = len(self.runs) * (2 * COPY + NODE / 4)
+        runs = 1 + int(np.count_nonzero(self.rows[1:] - self.rows[:-1] != 1))
+        cost: float = runs * (2 * COPY + NODE / 4)
         if not self.copied:
             cost += NODE + len(self.rows) * (self.stop - self.start)
-            cost += NODE + PASS * len(self.rows) if len(self.runs) > 1 else 0
+            cost += NODE + PASS * len(self.rows) if runs > 1 else 0
         return cost
 
 
