@@ -57,7 +57,7 @@ class Embedding:
 
     name: ClassVar[str] = "embedding"
     targets: tuple[str, ...] = ("*",)  # names of tables: globs, or re: patterns
-    ignore: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()  # tables to leave alone, the same way
     rank: int | None = None  # the same rank everywhere; by default what the budget allows
     int8: bool = False  # store the codes as int8 with a scale a column
     weighted: bool = True  # by the logit's gradient; False: plain PCA

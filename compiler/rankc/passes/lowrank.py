@@ -54,9 +54,9 @@ class LowRank:
 
     name: ClassVar[str] = "lowrank"
     targets: tuple[str, ...] = ("*",)  # names of layers: globs, or re: patterns
-    ignore: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()  # layers to leave alone, the same way
     rank: int | None = None  # the same rank everywhere; by default what the budget allows
-    method: Literal["pca", "whitened", "svd"] = "pca"
+    method: Literal["pca", "whitened", "svd"] = "pca"  # svd is the baseline: the weight alone
     weighted: bool = True  # by the logit's gradient; not for `svd`
     centred: bool = True  # keep the mean output exactly, by the bias
     shrinkage: float = 0.01  # `whitened`: share of the identity in C
