@@ -118,7 +118,8 @@ def calibrate(
     """
     inputs = {p.inputs: _Moments(centred=True) for p in probes.values() if p.inputs}
     reads = {site: _Reads(site) for site, p in probes.items() if p.indices}
-    felt = {name: _Moments(centred=False) for p in probes.values() for name in p.outputs}
+    graded = [name for p in probes.values() if p.graded for name in p.outputs]
+    felt = {name: _Moments(centred=False) for name in graded}
     watched = [*inputs, *(name for p in probes.values() for name in p.indices)]
     rng, rows = np.random.default_rng(seed), 0
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
@@ -149,7 +150,8 @@ def calibrate(
         for site, probe in probes.items()
     }
     _check_finite(stats)
-    ungraded = {s: reasons[n] for s, p in probes.items() for n in p.outputs if n in reasons}
+    ungraded = {s: "too wide for a gradient" for s, p in probes.items() if not p.graded}
+    ungraded |= {s: reasons[n] for s, p in probes.items() for n in p.outputs if n in reasons}
     return Calibration(rows, stats, ungraded)
 
 
@@ -192,7 +194,7 @@ def _rows(values: Array) -> Array:
 
 def _weight(probe: Probe, felt: Mapping[str, _Moments]) -> Floats | None:
     """E[g gT] summed over the places where the site's output is used, (m, m)."""
-    seen = [felt[name].result().second for name in probe.outputs if felt[name].count]
+    seen = [felt[n].result().second for n in probe.outputs if n in felt and felt[n].count]
     return np.sum(seen, axis=0) if len(seen) == len(probe.outputs) and seen else None
 
 

@@ -46,12 +46,13 @@ class Codebook:
         weight: Floats | None,
         kept: NDArray[np.bool_],
         int8: bool,
+        centred: bool = True,
     ) -> Codebook:
         """`read`: probability of each row, (V,). `weight`: what an error costs, (d, d) or None."""
         padded = not table.any(axis=1).all()
-        mean = np.zeros(table.shape[1]) if padded else read @ table
-        centred = table - mean
-        covariance = (centred * read[:, None]).T @ centred
+        mean = read @ table if centred and not padded else np.zeros(table.shape[1])
+        away = table - mean
+        covariance = (away * read[:, None]).T @ away
         return cls(table, mean, covariance, directions(covariance, weight), kept, int8)
 
     def at(self, rank: int) -> Coded:

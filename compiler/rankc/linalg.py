@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SHRINKAGE = 1e-3  # share of the identity mixed into a weight, so that no direction is free to lose
-RELATIVE_FLOOR = 1e-12  # eigenvalues of a float64 moment below this share of the largest are noise
+PRIOR = 1e-6  # share of the identity in a second moment, so that its square root spans everything
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,3 +76,30 @@ def lost(found: Directions, covariance: Floats, metric: Floats | None = None) ->
     tail = total - 2 * linear + quadratic
     tails: Floats = np.maximum(np.concatenate([[total], tail]), 0.0)
     return tails
+
+
+def plain_directions(weight: Floats, moment: Floats) -> Directions:
+    """PCA of y = x W without a weight, on the smaller side of W (n, m).
+
+    Where there are more outputs than inputs, nothing (m, m) is made: with S = moment^(1/2) the left
+    singular vectors of WT S are the directions, from the eigenproblem of S W WT S (n, n). S is made
+    of the moment shrunk a little towards the identity (`PRIOR`), so that at full rank every output
+    is kept, calibrated or not.
+    """
+    n, m = weight.shape
+    if m <= n:
+        return directions(weight.T @ moment @ weight)
+    shrunk = (1 - PRIOR) * moment + PRIOR * max(np.trace(moment) / n, PRIOR) * np.eye(n)
+    values, vectors = eigh_descending(shrunk)
+    root = (vectors * np.sqrt(values)) @ vectors.T
+    _, inner = eigh_descending(root @ weight @ weight.T @ root)
+    basis, _ = np.linalg.qr(weight.T @ root @ inner)  # orthonormal, even if W has dependent rows
+    return Directions(basis, basis)
+
+
+def plain_lost(found: Directions, weight: Floats, moment: Floats) -> Floats:
+    """`lost` of an orthonormal basis for y = x W with this moment of x, (k + 1,)."""
+    projected = weight @ found.encode  # (n, k)
+    kept = np.einsum("nk,nk->k", projected, moment @ projected)
+    tails: Floats = np.sum(weight * (moment @ weight)) - np.concatenate([[0.0], np.cumsum(kept)])
+    return np.maximum(tails, 0.0)

@@ -61,8 +61,8 @@ class SiteStats:
     inputs: Moments | None = None  # layer: of its input x
     counts: NDArray[np.int64] | None = None  # table: how often each row was read, (V,)
     # E[g gT], g the gradient of the model's logit at the site's output: what an error there
-    # does to the answer, (m, m). A multiple of the identity where only a sensitivity was measured.
-    output_weight: Floats | None = None
+    # does to the answer, (m, m). One number, times the identity, where only that was measured.
+    output_weight: Floats | float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ class Probe:
 
     inputs: str | None = None  # value whose moments are wanted
     indices: tuple[str, ...] = ()  # integer values whose accesses are counted
-    outputs: tuple[str, ...] = ()  # values at which the logit's gradient is wanted
+    outputs: tuple[str, ...] = ()  # the values that a rewrite changes
+    graded: bool = True  # the logit's gradient is wanted there, or else one measured number
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

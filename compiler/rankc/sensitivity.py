@@ -20,7 +20,7 @@ import onnx_ir as ir
 from rankc.data import Source
 from rankc.gradient import logits_of
 from rankc.graph import value_named
-from rankc.passbase import Floats, Pass, Site, SiteStats
+from rankc.passbase import Pass, Site, SiteStats
 from rankc.progress import Stage
 from rankc.serialize import save
 from rankrt.session import open_model
@@ -47,8 +47,7 @@ def measure(
         pass_.rewrite(changed, site, int(curve.ranks[at]), solution)
         felt = _change(model, changed, answers, source)
         moved = _change(model, changed, probe.outputs, source)
-        width = site.shape[1]
-        weight: Floats = np.eye(width) * (felt / moved if moved > 0 else 1.0)
+        weight = felt / moved if moved > 0 else 1.0
         known[site] = dataclasses.replace(stats[site], output_weight=weight)
         stage.advance(k + 1, len(unknown))
     return known

@@ -42,7 +42,7 @@ def variants(kind: type[Any]) -> Iterator[Pass]:
     for field in dataclasses.fields(first):
         if isinstance(value := getattr(first, field.name), bool):
             yield kind(**small, **{field.name: not value})
-    for method in ("whitened", "svd") if kind.name == "lowrank" else ():
+    for method in ("whitened", "svd") if kind.name == "lowrank" else ("svd",):
         yield kind(**small, method=method)
 
 

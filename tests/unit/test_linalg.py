@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rankc.linalg import Directions, directions, eigh_descending, lost, square_root
+from rankc.linalg import (
+    Directions,
+    directions,
+    eigh_descending,
+    lost,
+    plain_directions,
+    plain_lost,
+    square_root,
+)
 
 Floats = NDArray[np.float64]
 
@@ -78,3 +86,21 @@ def test_signs_do_not_depend_on_the_library() -> None:
     _, vectors = eigh_descending(moment(np.random.default_rng(1), 7, 0.6))
     largest = np.abs(vectors).argmax(axis=0)
     assert (vectors[largest, np.arange(7)] > 0).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.integers(1, 14), st.booleans(), st.integers(0, 99))
+def test_plain_directions_are_the_same_on_either_side(
+    n: int, m: int, dead: bool, seed: int
+) -> None:
+    """Wide layers lose what the (m, m) eigenproblem says, and nothing at full rank."""
+    rng = np.random.default_rng(seed)
+    weight, covariance = rng.normal(size=(n, m)), moment(rng, n, 0.5)
+    if dead:  # an input that calibration never saw
+        covariance[0] = covariance[:, 0] = 0
+    spread = weight.T @ covariance @ weight
+    found = plain_directions(weight, covariance)
+    want = lost(directions(spread), spread)[: min(n, m) + 1]
+    got = plain_lost(found, weight, covariance)[: min(n, m) + 1]
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 * max(float(want[0]), 1e-12))
+    np.testing.assert_allclose(weight @ found.encode @ found.decode.T, weight, atol=1e-8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,13 @@ import pytest
 from builders import mlp, mlp_rows, model_of, weight
 from rankc.errors import MachineError
 from rankc.lowering import EngineResult, lower
+from rankc.lowering.result import tolerance
 from rankc.lowering.subprocesses import ProcessError, call
 from rankc.lowering.targets import opset_problem
+from rankc.lowering.tensorrt import judged
+from rankc.lowering.trial import Trial, write_golden
 from rankc.recipe import Profile, Target
+from rankrt import golden
 from rankrt.backends import cuda
 
 FLOAT = ir.DataType.FLOAT
@@ -203,6 +208,41 @@ def test_a_process_without_an_answer(tmp_path: Path) -> None:
         call("this", {}, tmp_path / "none.json", 60)
     with pytest.raises(ProcessError, match=r"status 1: .*No module named no_such_module"):
         call("no_such_module", {}, tmp_path / "none.json", 60)
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_a_trial_without_a_device_says_so(tmp_path: Path) -> None:
+    """The process that runs engines starts, reads its request, and answers."""
+    answer = tmp_path / "ran.json"
+    trial = Trial(
+        backend="tensorrt-rtx",
+        precision="fp32",
+        version="1.7",
+        compute_capability=("8.6",),
+        engine=str(tmp_path / "engine"),
+        golden=str(tmp_path / "golden.npz"),
+        outputs=str(tmp_path / "outputs.npz"),
+        answer=str(answer),
+    )
+    said = call("rankc.lowering.trial", dataclasses.asdict(trial), answer, 60)
+    assert said == {"problem": cuda.probe()}
+
+
+def test_what_a_trial_writes_is_what_the_runtime_reads(tmp_path: Path) -> None:
+    inputs, outputs = {"x": mlp_rows(2)}, {"y": np.ones((2, 1), np.float16)}
+    write_golden(tmp_path / "golden.npz", inputs, outputs)
+    for wrote, got in zip((inputs, outputs), golden.read(tmp_path / "golden.npz"), strict=True):
+        assert wrote.keys() == got.keys()
+        assert all(np.array_equal(array, got[name]) for name, array in wrote.items())
+
+
+@pytest.mark.parametrize(("error", "right"), [(1.5, True), (2.5, False)])
+def test_an_engine_is_judged_relative_to_its_largest_answer(error: float, right: bool) -> None:
+    want = {"y": np.array([[100.0], [-3.0]], np.float32)}
+    seen = golden.compare(want, {"y": want["y"] + np.float32(error)}, tolerance("fp16", want))
+    result = judged(EngineResult("tensorrt", "fp16", True, False, "built"), seen)
+    assert result.ran and result.built == right and result.max_abs_err == pytest.approx(error)
+    assert ("answers are wrong" in result.reason) != right
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -60,7 +60,8 @@ class Embedding:
     ignore: tuple[str, ...] = ()  # tables to leave alone, the same way
     rank: int | None = None  # the same rank everywhere; by default what the budget allows
     int8: bool = False  # store the codes as int8 with a scale a column
-    weighted: bool = True  # by the logit's gradient; False: plain PCA
+    method: Literal["pca", "svd"] = "pca"  # svd is the baseline: the table alone, not its reads
+    weighted: bool = True  # by the logit's gradient; False: plain PCA. Not for `svd`
     smoothing: float = 1.0  # pseudo-count of every row
     min_rows: int = 2  # leave smaller tables alone
 
@@ -106,15 +107,20 @@ class Embedding:
     def solve(self, model: ir.Model, site: Site, stats: SiteStats) -> Solution:
         table, nodes = constant(value_named(model, site.name), ndim=2), gathers(model, site)
         assert table is not None and stats.counts is not None, site.name
+        felt = stats.output_weight
+        if isinstance(felt, float):
+            felt = felt * np.eye(site.shape[1])
+        plain = self.method == "svd"
         book = Codebook.of(
             table.astype(np.float64),
-            probabilities(stats.counts, self.smoothing),
-            stats.output_weight if self.weighted else None,
+            probabilities(stats.counts * (not plain), self.smoothing),
+            felt if self.weighted and not plain else None,
             widest_split([n.outputs[0] for n in nodes], site.shape[1]),
             self.int8,
+            centred=not plain,
         )
         read = probabilities(stats.counts, 0.0)
-        return Solution(book, read, stats.output_weight, len(nodes))
+        return Solution(book, read, felt, len(nodes))
 
     def cost(self, site: Site, solution: Solution) -> Curve:
         (rows, width), table, read = site.shape, solution.book.table, solution.read

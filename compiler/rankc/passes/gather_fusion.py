@@ -38,12 +38,13 @@ class GatherFusion:
     """Glue and stack embedding tables, and fold what follows them."""
 
     name: ClassVar[str] = "gather_fusion"
+    glue: bool = True  # tables read by the same index are compressed as one
 
     def prepare(self, model: ir.Model) -> None:
         """Glue the tables that are read by the same index."""
         common.CommonSubexpressionEliminationPass()(model)
         alike: dict[tuple[ir.Value, int], list[ir.Node]] = {}
-        for node in model.graph:
+        for node in model.graph if self.glue else ():
             if _reads_own_table(node):
                 key = only_input(node, 1), len(_table(node))
                 alike.setdefault(key, []).append(node)

@@ -26,14 +26,22 @@ from rankc.graph import (
     attribute,
     constant,
     layer_outputs,
-    new_initializer,
     node_named,
     only_input,
-    replace_node,
     selected,
 )
-from rankc.linalg import Directions, Floats, directions, lost
-from rankc.passbase import Curve, Dense, Moments, Probe, Site, SiteStats, Skip
+from rankc.layers import layer, replace_layer
+from rankc.linalg import (
+    Directions,
+    Floats,
+    directions,
+    lost,
+    plain_directions,
+    plain_lost,
+)
+from rankc.passbase import Curve, Dense, Probe, Site, SiteStats, Skip
+
+MAX_GRADED = 4096  # columns: E[g gT] of more would take over 134 MB
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +103,8 @@ class LowRank:
     def probe(self, model: ir.Model, site: Site) -> Probe:
         node = node_named(model, site.name)
         x, y = only_input(node), node.outputs[0]
-        return Probe(inputs=str(x.name), outputs=(str(y.name),))
+        graded = site.shape[1] <= MAX_GRADED
+        return Probe(inputs=str(x.name), outputs=(str(y.name),), graded=graded)
 
     def dense(self, model: ir.Model, site: Site) -> Dense:
         weight, bias = layer(node_named(model, site.name))
@@ -108,25 +117,31 @@ class LowRank:
     def solve(self, model: ir.Model, site: Site, stats: SiteStats) -> Solution:
         assert stats.inputs is not None, site.name
         weight, bias = layer(node_named(model, site.name))
-        inputs = stats.inputs
+        inputs, felt = stats.inputs, stats.output_weight
         moment = inputs.covariance if self.centred else inputs.second
-        spread, seen = weight.T @ moment @ weight, weight.T @ inputs.covariance @ weight
-        found = self._directions(weight, spread, inputs, stats.output_weight)
-        error, loss = lost(found, spread), lost(found, spread, stats.output_weight)
-        variance = max(float(np.trace(seen)), np.finfo(np.float64).tiny)
+        shaping = self._shaping(moment)
+        if isinstance(felt, np.ndarray):
+            spread = weight.T @ moment @ weight
+            weighted = self.weighted and self.method != "svd"
+            found = directions(weight.T @ shaping @ weight, felt if weighted else None)
+            error, loss = lost(found, spread), lost(found, spread, felt)
+        else:
+            found = plain_directions(weight, shaping)
+            error = plain_lost(found, weight, moment)
+            loss = error * (1.0 if felt is None else felt)
+        variance = float(np.sum(weight * (inputs.covariance @ weight)))
         mean = inputs.mean if self.centred else None
-        return Solution(weight, bias, mean, found, error / variance, loss)
+        share = error / max(variance, np.finfo(np.float64).tiny)
+        return Solution(weight, bias, mean, found, share, loss)
 
-    def _directions(
-        self, weight: Floats, spread: Floats, inputs: Moments, felt: Floats | None
-    ) -> Directions:
+    def _shaping(self, moment: Floats) -> Floats:
+        """The moment of the input that decides on the directions, (n, n)."""
+        identity = np.eye(len(moment))
         if self.method == "svd":
-            return directions(weight.T @ weight)
-        if self.method == "whitened":
-            level = np.trace(inputs.covariance) / len(weight)
-            prior = self.shrinkage * level * (weight.T @ weight)
-            spread = (1 - self.shrinkage) * spread + prior
-        return directions(spread, felt if self.weighted else None)
+            return identity
+        share = self.shrinkage if self.method == "whitened" else 0.0
+        shrunk: Floats = (1 - share) * moment + share * np.trace(moment) / len(moment) * identity
+        return shrunk
 
     def cost(self, site: Site, solution: Solution) -> Curve:
         n, m = site.shape
@@ -143,39 +158,4 @@ class LowRank:
         if solution.mean is not None:
             kept = first.astype(np.float64) @ second
             bias = (0.0 if bias is None else bias) + solution.mean @ (weight - kept)
-        emit(model, node_named(model, site.name), first, second, bias)
-
-
-def layer(node: ir.Node) -> tuple[Floats, Floats | None]:
-    """W (n, m) and b (m,) or None of y = x W + b, float64, Gemm's alpha and beta applied."""
-    matrix = constant(node.inputs[1], ndim=2)
-    assert matrix is not None, node.name
-    weight = matrix.astype(np.float64)
-    if node.op_type == "MatMul":
-        return weight, None
-    if attribute(node, "transB", 0):
-        weight = weight.T
-    scale = {key: a.as_float() for key, a in node.attributes.items() if key in ("alpha", "beta")}
-    weight = weight * scale.get("alpha", 1.0)
-    added = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if added is None:
-        return weight, None
-    bias = added.reshape(-1).astype(np.float64) * scale.get("beta", 1.0)
-    return weight, np.broadcast_to(bias, weight.shape[1:])
-
-
-def emit(
-    model: ir.Model, node: ir.Node, first: np.ndarray, second: np.ndarray, bias: Floats | None
-) -> None:
-    """Put (x first) second + bias in the place of `node`; a Gemm stays a Gemm."""
-    name, tape = str(node.name), ir.tape.Tape()
-    a, b = (new_initializer(model, f"{name}.{k}", f) for k, f in (("A", first), ("B", second)))
-    hidden = tape.op("MatMul", [only_input(node), a], name=f"{name}.A")
-    added = [] if bias is None else [new_initializer(model, f"{name}.b", bias.astype(np.float32))]
-    if node.op_type == "Gemm":
-        out = tape.op("Gemm", [hidden, b, *added], name=f"{name}.B")
-    else:
-        out = tape.op("MatMul", [hidden, b], name=f"{name}.B")
-        if added:
-            out = tape.op("Add", [out, *added], name=f"{name}.b")
-    replace_node(model, node, tape.nodes, out)
+        replace_layer(model, node_named(model, site.name), first, second, bias)

@@ -1,0 +1,1 @@
+"""Side-by-side measurements that anyone can run; results are kept with their raw data."""

@@ -1,0 +1,1 @@
+"""Click models: rankc against what people would do instead. `python -m benchmarks.ctr.run`."""
