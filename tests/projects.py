@@ -82,7 +82,7 @@ class Project:
     def leftovers(self) -> list[str]:
         """What lies beside the bundle, hidden or not."""
         beside = self.out.parent
-        names = [p.name for p in beside.iterdir()] if beside.exists() else []
+        names = [p.name for p in beside.iterdir()] if beside.is_dir() else []
         return sorted(name for name in names if name != self.out.name)
 
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from rankc.data import Source
+from rankc.data import Source, refused_rows
 from rankc.errors import DataError
 from rankc.gradient import Gradients, add_gradients
 from rankc.graph import value_named
@@ -60,9 +60,10 @@ class _Moments:
             n = rows.shape[1]
             self.shift = rows.mean(axis=0) if self.centred else np.zeros(n, rows.dtype)
             self.sum, self.products = np.zeros(n), np.zeros((n, n))
-        shifted = rows - self.shift if self.centred else rows
-        self.sum += np.ones(len(shifted), shifted.dtype) @ shifted
-        self.products += shifted.T @ shifted
+        with np.errstate(over="ignore", invalid="ignore"):  # told at the end, with the layer
+            shifted = rows - self.shift if self.centred else rows
+            self.sum += np.ones(len(shifted), shifted.dtype) @ shifted
+            self.products += shifted.T @ shifted
         self.count += len(rows) if count is None else count
 
     def result(self) -> Moments:
@@ -127,8 +128,9 @@ def calibrate(
         backward = _Watch(model, watched, list(felt), Path(folder) / "backward.onnx")
         for k, batch in enumerate(source.batches()):
             watch = forward if k % GRADIENT_EVERY else backward
-            seen = watch.run(batch.feeds, rng)
             size = len(next(iter(batch.feeds.values())))
+            with refused_rows(source, rows, size):
+                seen = watch.run(batch.feeds, rng)
             for name, moments in inputs.items():
                 moments.add(_rows(seen[name]))
             for site, read in reads.items():

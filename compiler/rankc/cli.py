@@ -284,7 +284,7 @@ def _explained(error: BaseException) -> tuple[Exit, str]:
     if isinstance(error, MemoryError):
         return (
             Exit.ENVIRONMENT,
-            "out of memory; give calibration fewer rows or a smaller batch_size",
+            "out of memory; use a smaller batch_size of the data, or smaller latency.batch_sizes",
         )
     if isinstance(error, OSError) and error.errno in _DISK:
         where = f": {error.filename}" if error.filename else ""

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from rankc.errors import ModelError
+from rankc.errors import MachineError, ModelError
 from rankc.intake_tensors import check_finite, check_tensors
 from rankc.shapes import check_shapes, first_line
+from rankrt.backends.onnxruntime import available
+from rankrt.errors import BackendError
+from rankrt.session import Array, Session, open_model
 
 MIN_OPSET = 13  # from here on Squeeze, Unsqueeze, ReduceSum and Split take their axes as inputs
 _PROTOBUF_LIMIT = (1 << 31) - 1
@@ -273,9 +277,51 @@ def _check_operators(model: ir.Model) -> None:
 def _spec(value: ir.Value) -> TensorSpec:
     if not isinstance(value.type, ir.TensorType):
         raise ModelError(f"'{value.name}' is not a tensor: sequences and maps are not supported")
+    if value.dtype == ir.DataType.STRING:
+        raise ModelError(f"'{value.name}' holds text, which is not supported; export numbers")
     dims = value.shape.dims if value.shape is not None else ()
     shape = tuple(d if isinstance(d, int) else d.value for d in dims)
     return TensorSpec(str(value.name), str(value.type.dtype.numpy()), shape)
+
+
+def open_original(taken: Intake) -> Session:
+    """The model as it came, in ONNX Runtime.
+
+    Raises:
+        ModelError: ONNX Runtime refuses it.
+        MachineError: there is no ONNX Runtime.
+    """
+    if problem := available():
+        raise MachineError(problem)
+    try:
+        return open_model(taken.path)
+    except BackendError as error:
+        raise ModelError(str(error)) from error
+
+
+def ask_original(taken: Intake, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """What the model as it came answers: its outputs of a floating type, in float64.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model, fails to run it, or answers NaN or infinity.
+        FeedError: the rows do not fit it.
+    """
+    session = open_original(taken)
+    try:
+        answers = session.run(feeds)
+    except BackendError as error:
+        raise ModelError(f"{taken.path}: {error}") from error
+    if not any(a.dtype.kind == "f" for a in answers.values()):
+        listed = ", ".join(map(str, session.outputs))
+        raise ModelError(f"{taken.path}: no output of a floating type to compare, only {listed}")
+    answers = {k: a.astype(np.float64) for k, a in answers.items() if a.dtype.kind == "f"}
+    for name, answer in answers.items():
+        if not np.isfinite(answer).all():
+            raise ModelError(
+                f"{taken.path}: output '{name}' is NaN or infinite for some rows of the data; "
+                "look at the checkpoint the model was exported from"
+            )
+    return answers
 
 
 def stamp(model: ir.Model, fields: Mapping[str, str]) -> None:

@@ -56,7 +56,7 @@ def staging(out: Path) -> Iterator[Path]:
         MachineError: a file could not be written, e.g. on a full disk; `out` is as it was.
     """
     with _named_failure(out):
-        out = out.resolve()  # a link stays one, its target is replaced
+        out = _resolved(out)  # a link stays one, its target is replaced
         out.parent.mkdir(parents=True, exist_ok=True)
         _clean(out)
         _require_replaceable(out)
@@ -189,6 +189,13 @@ def _named_failure(out: Path) -> Iterator[None]:
             f"while making {out}:{where} {error.strerror or error}; what was there is unchanged. "
             f"To go on: {hint}, or choose another place with --out"
         ) from error
+
+
+def _resolved(out: Path) -> Path:
+    try:
+        return out.resolve()
+    except RuntimeError as error:  # before Python 3.13, later an OSError
+        raise RecipeError(f"--out {out} is a link that leads to itself; remove it") from error
 
 
 def _require_replaceable(out: Path) -> None:

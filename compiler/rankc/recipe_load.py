@@ -141,7 +141,25 @@ def _read_pass(
     problems = list(_unknown_keys(options, types[name], below))
     if not problems:
         problems = _validate(types[name], options, below)[1]
+    if not problems:
+        problems = list(_bad_patterns(options, below))
     return problems or PassSpec(name, options)
+
+
+def _bad_patterns(options: Mapping[str, Any], steps: Steps) -> Iterator[_Problem]:
+    for key in ("targets", "ignore"):
+        for index, pattern in enumerate(options.get(key, ())):
+            if why := _bad_pattern(pattern):
+                text = f"{_show(pattern)} is no regular expression: {why}"
+                yield _Problem((*steps, key, index), text)
+
+
+def _bad_pattern(pattern: str) -> str | None:
+    try:
+        re.compile(pattern[3:] if pattern.startswith("re:") else "")
+    except re.error as error:
+        return str(error)
+    return None
 
 
 def _unknown_keys(value: Any, kind: type[Any], steps: Steps) -> Iterator[_Problem]:
@@ -179,7 +197,10 @@ def _validate(kind: type[Any], value: Any, steps: Steps) -> tuple[Any, list[_Pro
     try:
         return adapter(kind).validate_json(json.dumps(value), strict=True), []
     except ValidationError as error:
-        return None, [_translate(detail, steps) for detail in error.errors()]
+        details = error.errors()
+        # A list that is short of its bad entries is not another mistake.
+        inner = {d["loc"][:-1] for d in details if d["loc"]}
+        return None, [_translate(d, steps) for d in details if d["loc"] not in inner]
     except RecipeError as error:  # a pass that checks its own options
         return None, [_Problem(steps, str(error))]
 
@@ -197,6 +218,7 @@ def _translate(detail: ErrorDetails, steps: Steps) -> _Problem:
     if kind in _EXPECTED:
         return _Problem(where, f"expected {_EXPECTED[kind]}, got {_show(got)}")
     text = detail["msg"].replace("Input should be", "must be").replace("Tuple should", "must")
+    text = text.replace("String should", "must")
     return _Problem(where, f"{text}, got {_show(got)}")
 
 

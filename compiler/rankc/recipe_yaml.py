@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,6 +202,8 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
             return [self.build(value, (*steps, index)) for index, value in enumerate(node.value)]
         value = self.loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else node
+        if (isinstance(value, float) and not math.isfinite(value)) or "\0" in str(node.value):
+            raise RecipeError(f"{place}: {dotted(steps)}: {value!r} is no value that an option has")
         if value is None or isinstance(value, str | int | float):
             return value
         raise RecipeError(f"{place}: {dotted(steps)}: the YAML tag {node.tag} has no place here")

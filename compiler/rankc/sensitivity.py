@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from rankc.data import Source
+from rankc.data import Source, refused_rows
 from rankc.gradient import logits_of
 from rankc.graph import value_named
 from rankc.passbase import Pass, Site, SiteStats
@@ -47,7 +47,8 @@ def measure(
         pass_.rewrite(changed, site, int(curve.ranks[at]), solution)
         felt = _change(model, changed, answers, source)
         moved = _change(model, changed, probe.outputs, source)
-        weight = felt / moved if moved > 0 else 1.0
+        # Nothing felt: it leads to other outputs, integers say. Then it is an answer by itself.
+        weight = felt / moved if felt > 0 and moved > 0 else 1.0
         known[site] = dataclasses.replace(stats[site], output_weight=weight)
         stage.advance(k + 1, len(unknown))
     return known
@@ -66,7 +67,8 @@ def _change(before: ir.Model, after: ir.Model, names: Sequence[str], source: Sou
             save(watched, path)
             sessions.append(open_model(path))
         for batch in itertools.islice(source.batches(), BATCHES):
-            a, b = (session.run(batch.feeds) for session in sessions)
+            with refused_rows(source, rows, batch.rows):
+                a, b = (session.run(batch.feeds) for session in sessions)
             total += sum(float(np.square(a[n] - b[n], dtype=np.float64).sum()) for n in names)
             rows += batch.rows
     return total / rows

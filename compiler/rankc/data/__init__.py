@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rankc.data.arrays import NpyFolder, NpzFile
-from rankc.data.source import Array, Batch, Source, Wanted
+from rankc.data.source import Array, Batch, InRange, Source, Wanted, refused_rows
 from rankc.data.tables import CsvFile, ParquetFile
 from rankc.data.user_code import CODE_PATH, UserCode
 from rankc.errors import DataError, RecipeError
 from rankc.recipe import DataSpec
 from rankrt.session import TensorSpec
 
-__all__ = ["Array", "Batch", "Source", "open_source"]
+__all__ = ["Array", "Batch", "InRange", "Source", "open_source", "refused_rows"]
 
 KINDS = "an .npz file, a folder of .npy files, a .parquet or .csv file, or module.py:function"
 
@@ -45,6 +45,8 @@ def open_source(
     path = folder / spec.path
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; the recipe calls it {spec.path!r}")
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{path}: is a pipe or a device; give {KINDS}")
     if path.is_dir():
         return NpyFolder(path, wanted, spec.rows)
     kinds: dict[str, Callable[[Path, Wanted, int | None], Source]]

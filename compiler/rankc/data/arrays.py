@@ -142,7 +142,7 @@ class NpyFolder(_Arrays):
     """A folder with `<input>.npy` for every input."""
 
     def _find(self, names: tuple[str, ...]) -> dict[str, _Member]:
-        files = {file.stem: file for file in self.path.glob("*.npy")}
+        files = {file.stem: file for file in self.path.glob("*.npy") if file.is_file()}
         require(self.path, names, files, "array")
         return {
             name: _member(str(files[name]), partial(_open, files[name]), _size(files[name]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankc.errors import DataError
+from rankrt.errors import FeedError
 from rankrt.session import TensorSpec
 
 Array = NDArray[Any]
@@ -70,6 +72,56 @@ class Source(ABC):
     @abstractmethod
     def digest(self) -> str:
         """sha256 over the files that are read, in hex."""
+
+
+class InRange(Source):
+    """The rows of another source, with ids that the finished model can look up.
+
+    In tables that share one array an id beyond its own table reads another table's row, where the
+    original would have failed, or counted a negative one from the end.
+    """
+
+    def __init__(self, source: Source, most: Mapping[str, Sequence[int]]) -> None:
+        """Args: the rows; for each input with ids the largest one of each column."""
+        self._source, self._most = source, {name: np.asarray(ids) for name, ids in most.items()}
+        self.path, self.rows = source.path, source.rows
+
+    def batches(self) -> Iterator[Batch]:
+        start = 0
+        for batch in self._source.batches():
+            for name, most in self._most.items():
+                _refuse_out_of_range(self.path, name, batch.feeds[name], most, start)
+            yield batch
+            start += batch.rows
+
+    def digest(self) -> str:
+        return self._source.digest()
+
+
+def _refuse_out_of_range(where: object, name: str, ids: Array, most: Array, start: int) -> None:
+    wrong = (ids < 0) | (ids > most)
+    if wrong.any():
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        row, *column = index
+        at = f"row {start + row}" + (f", column {', '.join(map(str, column))}" if column else "")
+        raise DataError(
+            f"{where}: {name}, {at}: no table row for id {ids[index]}; "
+            f"valid are 0 to {np.broadcast_to(most, ids.shape)[index]}"
+        )
+
+
+@contextmanager
+def refused_rows(source: Source, start: int, count: int) -> Iterator[None]:
+    """Rows that a session does not take are an error of the data, told with where they are.
+
+    Raises:
+        DataError: in the place of the session's FeedError, e.g. for an id outside its table.
+    """
+    try:
+        yield
+    except FeedError as error:
+        rows = f"rows {start} to {start + count - 1}"
+        raise DataError(f"{source.path}: {rows}: {error}") from error
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
+from annotated_types import Ge, Le
 
 from rankc.codebook import Codebook, Coded, probabilities
 from rankc.graph import (
@@ -58,12 +59,14 @@ class Embedding:
     name: ClassVar[str] = "embedding"
     targets: tuple[str, ...] = ("*",)  # names of tables: globs, or re: patterns
     ignore: tuple[str, ...] = ()  # tables to leave alone, the same way
-    rank: int | None = None  # the same rank everywhere; by default what the budget allows
+    rank: Annotated[int, Ge(1)] | None = (
+        None  # the same rank everywhere; by default what the budget allows
+    )
     int8: bool = False  # store the codes as int8 with a scale a column
     method: Literal["pca", "svd"] = "pca"  # svd is the baseline: the table alone, not its reads
     weighted: bool = True  # by the logit's gradient; False: plain PCA. Not for `svd`
-    smoothing: float = 1.0  # pseudo-count of every row
-    min_rows: int = 2  # leave smaller tables alone
+    smoothing: Annotated[float, Ge(0), Le(1e9)] = 1.0  # pseudo-count of every row
+    min_rows: Annotated[int, Ge(0)] = 2  # leave smaller tables alone
 
     def match(self, model: ir.Model) -> Iterator[Site | Skip]:
         for table in model.graph.initializers.values():
@@ -107,9 +110,10 @@ class Embedding:
     def solve(self, model: ir.Model, site: Site, stats: SiteStats) -> Solution:
         table, nodes = constant(value_named(model, site.name), ndim=2), gathers(model, site)
         assert table is not None and stats.counts is not None, site.name
-        felt = stats.output_weight
-        if isinstance(felt, float):
-            felt = felt * np.eye(site.shape[1])
+        weight = stats.output_weight
+        felt = weight if isinstance(weight, np.ndarray) else None
+        if isinstance(weight, float):
+            felt = weight * np.eye(site.shape[1])
         plain = self.method == "svd"
         book = Codebook.of(
             table.astype(np.float64),

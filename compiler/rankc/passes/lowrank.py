@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
+from annotated_types import Ge, Le
 
 from rankc.graph import (
     Readers,
@@ -63,13 +64,15 @@ class LowRank:
     name: ClassVar[str] = "lowrank"
     targets: tuple[str, ...] = ("*",)  # names of layers: globs, or re: patterns
     ignore: tuple[str, ...] = ()  # layers to leave alone, the same way
-    rank: int | None = None  # the same rank everywhere; by default what the budget allows
+    rank: Annotated[int, Ge(1)] | None = (
+        None  # the same rank everywhere; by default what the budget allows
+    )
     method: Literal["pca", "whitened", "svd"] = "pca"  # svd is the baseline: the weight alone
     weighted: bool = True  # by the logit's gradient; not for `svd`
     centred: bool = True  # keep the mean output exactly, by the bias
-    shrinkage: float = 0.01  # `whitened`: share of the identity in C
-    round_to: int = 8  # ranks are multiples of this
-    min_size: int = 1024  # leave layers with fewer weights alone
+    shrinkage: Annotated[float, Ge(0), Le(1)] = 0.01  # `whitened`: share of the identity in C
+    round_to: Annotated[int, Ge(1)] = 8  # ranks are multiples of this
+    min_size: Annotated[int, Ge(0)] = 1024  # leave layers with fewer weights alone
 
     def match(self, model: ir.Model) -> Iterator[Site | Skip]:
         for node in model.graph:

@@ -62,7 +62,7 @@ def binary_labels(values: NDArray[Any], column: str) -> Labels:
     if wrong.any():
         raise DataError(
             f"label column '{column}': {int(wrong.sum())} of {flat.size} labels are neither 0 nor "
-            f"1 (the first is {flat[wrong][0]!r}); auc and logloss need binary labels"
+            f"1 (the first is {flat[wrong][0].item()!r}); auc and logloss need binary labels"
         )
     positive: Labels = flat == 1
     return positive

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from rankc.data import Array, Batch, Source
+from rankc.data import Array, Batch, Source, refused_rows
 from rankc.errors import DataError, ModelError
 from rankc.validate.metrics import (
     Distance,
@@ -66,7 +66,9 @@ def score(
         raise ModelError(f"compressed model: it has no output '{name}', which the original has")
     collected = _Collected(name, label, head_rows, batched_inputs(original.inputs))
     for batch in source.batches():
-        collected.add(batch, original.run(batch.feeds)[name], compressed.run(batch.feeds)[name])
+        with refused_rows(source, collected.rows, batch.rows):
+            before, after = original.run(batch.feeds)[name], compressed.run(batch.feeds)[name]
+        collected.add(batch, before, after)
         tick(collected.rows)
     return collected.finish()
 

@@ -11,7 +11,7 @@ from typing import Any
 from rankrt.errors import BackendError, FeedError
 from rankrt.session import Array, TensorSpec, check_names
 
-_ERRORS_ONLY = 3  # ONNX Runtime's log level; below it, every unused initializer is a line
+_FATAL_ONLY = 4  # ONNX Runtime's log level: its errors are raised too, and told once
 _DTYPES = {
     "float": "float32",
     "double": "float64",
@@ -77,6 +77,8 @@ def _module() -> ModuleType:
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C during its C++ set-up
+            raise KeyboardInterrupt from error
         raise BackendError(
             f"onnxruntime cannot be imported ({error}): pip install onnxruntime, or onnxruntime-gpu"
         ) from error
@@ -86,7 +88,7 @@ def _options(ort: ModuleType, threads: int, optimize: bool) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     return options
