@@ -1,0 +1,154 @@
+"""What is compared: rankc at several sizes, and what people would do instead.
+
+A variant of rankc is the shipped recipe with `--set` options, so each of them is
+`rankc compile recipes/ctr-lowrank.yaml --set ... --set ...`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+from onnxruntime.quantization import quantize_dynamic
+
+from benchmarks.ctr.references import ROOT
+from rankc.data import open_source
+from rankc.lowering.precision import Golden, to_fp16
+from rankc.pipeline import compile_recipe
+from rankc.recipe import Recipe
+from rankc.recipe_load import load_recipe
+from rankc.serialize import save
+from rankrt.session import open_model
+
+RECIPE = ROOT / "recipes" / "ctr-lowrank.yaml"
+# Nothing of these changes the compressed model: gates, engines and proofs are not needed here.
+BARE = ("gates=[]", "lower=[{backend: onnxruntime}]", "data.validation=null")
+
+FLOAT = "passes.embedding.int8=false"
+UNBUDGETED = "budget=null"
+HIDDEN = "rank: 64, round_to: 4, targets: [mlp.3, mlp.6]"  # layers 2 and 3 of the MLP
+
+Tool = Literal["rankc", "ort-int8", "fp16", "none"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of the table."""
+
+    name: str
+    label: str
+    tool: Tool = "rankc"
+    options: tuple[str, ...] = ()  # what follows `--set`, for rankc
+    arch: str = "deepfm"
+    retrained: bool = False  # starts from the model of narrower embeddings
+    baseline: bool = False
+
+
+def keep(ratio: float) -> str:
+    """A budget as a share of the original's bytes."""
+    return f"budget.keep_ratio={ratio:g}"
+
+
+def only(*passes: str) -> str:
+    """The option that replaces the recipe's passes."""
+    return f"passes=[{', '.join(passes)}]"
+
+
+EXACT = (only("gather_fusion"), UNBUDGETED)
+# Tables at rank 2 and layers 2 and 3 at rank 64, from the weights alone.
+WEIGHT_SVD = (
+    only(
+        "gather_fusion: {glue: false}",
+        "embedding: {method: svd, rank: 2}",
+        f"lowrank: {{method: svd, centred: false, {HIDDEN}}}",
+    ),
+    UNBUDGETED,
+)
+# The same ranks by access-frequency PCA and by PCA of the layers' outputs, as published: no weight
+# by the gradient, no smoothing. (AFM adds nothing between the factors where nothing is fine-tuned.)
+AFM = (
+    only(
+        "gather_fusion: {glue: false}",
+        "embedding: {weighted: false, smoothing: 0.0, rank: 2}",
+        f"lowrank: {{weighted: false, {HIDDEN}}}",
+    ),
+    UNBUDGETED,
+)
+# As many bytes as the shipped setting makes of the wider model (15,088,449 bytes x 0.083).
+SAME_BYTES = "budget={max: 1252341}"
+
+VARIANTS = (
+    Variant("exact", "rankc, exact rewrites only", options=EXACT),
+    Variant("float-3x", "rankc, float, 3×", options=(FLOAT, keep(0.333))),
+    Variant("float-5x", "rankc, float, 5×", options=(FLOAT, keep(0.2))),
+    Variant("float-8x", "rankc, float, 8×", options=(FLOAT, keep(0.125))),
+    Variant("int8-12x", "**rankc, int8 tables, 12× (`ctr-lowrank`)**"),
+    Variant("int8-16x", "rankc, int8 tables, 16×", options=(keep(0.0625),)),
+    Variant(
+        "svd-5x", "weight SVD, tables 2, layers 2–3 64", options=WEIGHT_SVD, baseline=True
+    ),
+    Variant("afm-5x", "AFM, uniform, tables 2, layers 2–3 64", options=AFM, baseline=True),
+    Variant("ort-int8", "ORT `quantize_dynamic`", "ort-int8", baseline=True),
+    Variant("fp16", "FP16 (our conversion)", "fp16", baseline=True),
+    Variant("dim4", "retrained, embedding 4", "none", retrained=True, baseline=True),
+    Variant(
+        "dim4-ort-int8",
+        "retrained, embedding 4, then ORT `quantize_dynamic`",
+        "ort-int8",
+        retrained=True,
+        baseline=True,
+    ),
+    Variant(
+        "dim4-int8",
+        "retrained, embedding 4, then rankc to the bytes of `ctr-lowrank`",
+        options=(SAME_BYTES,),
+        retrained=True,
+    ),
+    Variant("float-4.5x", "rankc, float, 4.5×", options=(FLOAT, keep(0.2222)), arch="dcn"),
+    Variant("int8-12x", "rankc, int8 tables, 12×", arch="dcn"),
+    Variant("ort-int8", "ORT `quantize_dynamic`", "ort-int8", arch="dcn", baseline=True),
+    Variant("fp16", "FP16 (our conversion)", "fp16", arch="dcn", baseline=True),
+)
+
+
+def recipe_for(model: Path, options: tuple[str, ...]) -> Recipe:
+    """The shipped recipe on another model, with `--set` options."""
+    return load_recipe(RECIPE, [f"model={json.dumps(str(model))}", *BARE, *options])
+
+
+def make(variant: Variant, model: Path, folder: Path) -> Path:
+    """Make the variant of `model` and give its ONNX file.
+
+    Args:
+        variant: what to do.
+        model: what it starts from.
+        folder: of its own; replaced.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    made = folder / "model.onnx"
+    if variant.tool == "rankc":
+        compile_recipe(recipe_for(model, variant.options), folder)
+        return made
+    folder.mkdir(parents=True)
+    if variant.tool == "ort-int8":
+        logging.getLogger().setLevel(logging.ERROR)  # it advises shape inference; there are shapes
+        quantize_dynamic(model, made)
+    elif variant.tool == "fp16":
+        save(to_fp16(ir.load(model), _golden(model, folder)), made)
+    else:
+        shutil.copyfile(model, made)
+    return made
+
+
+def _golden(model: Path, folder: Path) -> Golden:
+    """The first calibration rows, on which magnitudes are measured."""
+    recipe = recipe_for(model, ())
+    source = open_source(recipe.data.calibration, recipe.folder, open_model(model).inputs)
+    (batch,) = itertools.islice(source.batches(), 1)
+    return Golden(batch.feeds, folder)
