@@ -114,7 +114,9 @@ def data_files() -> tuple[Path, ...]:
     """Calibration and validation rows of the shipped recipe: the split is the same for all models."""
     data = load_recipe(RECIPE).data
     assert data.validation is not None
-    return tuple((RECIPE.parent / spec.path).resolve() for spec in (data.calibration, data.validation))
+    return tuple(
+        (RECIPE.parent / spec.path).resolve() for spec in (data.calibration, data.validation)
+    )
 
 
 @functools.cache

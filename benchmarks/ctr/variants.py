@@ -90,9 +90,7 @@ VARIANTS = (
     Variant("float-8x", "rankc, float, 8×", options=(FLOAT, keep(0.125))),
     Variant("int8-12x", "**rankc, int8 tables, 12× (`ctr-lowrank`)**"),
     Variant("int8-16x", "rankc, int8 tables, 16×", options=(keep(0.0625),)),
-    Variant(
-        "svd-5x", "weight SVD, tables 2, layers 2–3 64", options=WEIGHT_SVD, baseline=True
-    ),
+    Variant("svd-5x", "weight SVD, tables 2, layers 2–3 64", options=WEIGHT_SVD, baseline=True),
     Variant("afm-5x", "AFM, uniform, tables 2, layers 2–3 64", options=AFM, baseline=True),
     Variant("ort-int8", "ORT `quantize_dynamic`", "ort-int8", baseline=True),
     Variant("fp16", "FP16 (our conversion)", "fp16", baseline=True),
