@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 import ctr_builders
 from rankc.__main__ import main
+from rankc.errors import Exit
 from rankrt.session import open_model
 
 Array = NDArray[Any]
@@ -79,11 +81,43 @@ class Project:
         self.recipe.write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")
         return self
 
+    def set(self, **changes: Any) -> Project:
+        """Replace whole entries of the recipe; returns the project."""
+        return self.edit(lambda tree: tree.update(changes))
+
+    def without_validation(self) -> Project:
+        """Half the time, where nothing is to be measured; returns the project."""
+        return self.edit(lambda tree: tree["data"].pop("validation")).set(gates=[])
+
+    def without_labels(self) -> Project:
+        """Leave the label column alone; returns the project."""
+        return self.edit(lambda tree: tree["data"]["validation"].pop("label"))
+
+    @property
+    def metrics(self) -> Any:
+        """What the last compile measured."""
+        return read_json(self.out / "metrics.json")
+
+    def original(self, rows: Mapping[str, Array]) -> dict[str, Array]:
+        """What the model answers as it came."""
+        return open_model(self.folder / "model.onnx").run(rows)
+
+    def bundle(self) -> dict[str, bytes]:
+        """The files of the bundle, nothing where there is none."""
+        files = (path for path in self.out.rglob("*") if path.is_file())
+        return {path.relative_to(self.out).as_posix(): path.read_bytes() for path in files}
+
     def leftovers(self) -> list[str]:
         """What lies beside the bundle, hidden or not."""
         beside = self.out.parent
         names = [p.name for p in beside.iterdir()] if beside.is_dir() else []
         return sorted(name for name in names if name != self.out.name)
+
+
+class Refusal(Protocol):
+    """Compile a project and check that it was refused as it should be."""
+
+    def __call__(self, spoiled: Project, code: Exit, *words: str) -> Done: ...
 
 
 def command(*words: str) -> Done:
@@ -146,6 +180,10 @@ def click_rows(model: ir.Model, rows: int = ROWS) -> dict[str, Array]:
         if array.dtype == np.int64:
             feeds[name] = (array * rng.random(array.shape)).astype(np.int64)
     return feeds
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
 
 
 def save(path: Path, arrays: Mapping[str, Any]) -> Path:

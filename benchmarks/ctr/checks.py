@@ -1,7 +1,7 @@
 """What rankc says of itself, measured: predicted errors, costs, memory, repeatability.
 
-Run as `python -m benchmarks.ctr.checks OUT` it is the fresh process that compiles the shipped recipe
-into OUT and prints what that took, as JSON.
+Run as `python -m benchmarks.ctr.checks OUT` it is the fresh process that compiles the shipped
+recipe into OUT and prints what that took, as JSON.
 """
 
 from __future__ import annotations
@@ -215,20 +215,23 @@ class Stopwatch:
         }
 
 
-def fresh_compiles(folder: Path, count: int = 2) -> list[Answer]:
-    """What each of `count` compiles of the shipped recipe took, each in a process of its own.
+def fresh_compiles(folder: Path) -> list[Answer]:
+    """What compiles of the shipped recipe take, each in a process of its own.
 
-    The processes use as many threads as a user's would.
+    Two as a user's would run, with as many threads for linear algebra as NumPy likes, and one with
+    a single thread. `blas_threads` tells which.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in THREADS}
     answers = []
-    for k in range(count):
+    for k, threads in enumerate((None, None, 1)):
+        environment = {name: value for name, value in os.environ.items() if name not in THREADS}
+        if threads is not None:
+            environment |= dict.fromkeys(THREADS, str(threads))
         command = [sys.executable, "-m", "benchmarks.ctr.checks", str(folder / str(k))]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
         answer: Answer = json.loads(done.stdout)
-        answers.append(answer)
+        answers.append(answer | {"blas_threads": threads})
     return answers
 
 

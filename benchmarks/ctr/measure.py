@@ -60,14 +60,19 @@ class Job:
         return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
+def kept(job: Job, cache: Path) -> Path:
+    """Where the row of a job is kept once it is measured."""
+    return cache / "rows" / f"{job.key()}.json"
+
+
 def run(job: Job, cache: Path) -> tuple[Row, bool]:
     """The row of a job, and whether it had to be measured."""
-    kept = cache / "rows" / f"{job.key()}.json"
-    if kept.exists():
-        row: Row = json.loads(kept.read_text(encoding="utf-8"))
+    path = kept(job, cache)
+    if path.exists():
+        row: Row = json.loads(path.read_text(encoding="utf-8"))
         return row, False
     row = _measure(job, cache / "made" / f"{job.variant.arch}-{job.seed}-{job.variant.name}")
-    write_json(kept, row)
+    write_json(path, row)
     return row, True
 
 
@@ -75,7 +80,7 @@ def _measure(job: Job, folder: Path) -> Row:
     started = time.monotonic()
     made = make(job.variant, job.model, folder)
     spent = time.monotonic() - started
-    recipe = judging_recipe(job.reference, job.repeats)
+    recipe = judging_recipe(job)
     assert recipe.data.validation is not None
     inputs = open_model(job.reference).inputs
     source = open_source(recipe.data.validation, recipe.folder, inputs)
@@ -85,21 +90,23 @@ def _measure(job: Job, folder: Path) -> Row:
         "seed": job.seed,
         "variant": job.variant.name,
         "tool": job.variant.tool,
+        "scored_at": job.variant.scored_at,
         "set": list(job.variant.options),
         "reference_sha256": sha256(job.reference),
         "made_from_sha256": sha256(job.model),
         "sha256": sha256(made),
         "make_seconds": round(spent, 2),
         "ranks": _ranks(folder / "plan.json"),
-        **{name: metrics[name] for name in ("rows", "metrics", "ratios", "latency", "environment")},  # type: ignore[literal-required]
+        **{name: metrics[name] for name in ("rows", "metrics", "ratios", "latency", "environment")},
     }
 
 
-def judging_recipe(reference: Path, repeats: int) -> Recipe:
+def judging_recipe(job: Job) -> Recipe:
     """The shipped recipe's way of validating, without its gates."""
-    recipe = load_recipe(RECIPE, [f"model={json.dumps(str(reference))}", "gates=[]"])
-    timed = Latency(BATCH_SIZES, repeats) if repeats else Latency(())
-    return dataclasses.replace(recipe, latency=timed)
+    options = [f"model={json.dumps(str(job.reference))}", "gates=[]"]
+    options.append(f"data.validation.batch_size={job.variant.scored_at}")
+    timed = Latency(BATCH_SIZES, job.repeats) if job.repeats else Latency(())
+    return dataclasses.replace(load_recipe(RECIPE, options), latency=timed)
 
 
 def _ranks(plan: Path) -> dict[str, int]:
@@ -111,7 +118,7 @@ def _ranks(plan: Path) -> dict[str, int]:
 
 
 def data_files() -> tuple[Path, ...]:
-    """Calibration and validation rows of the shipped recipe: the split is the same for all models."""
+    """Calibration and validation rows of the shipped recipe; all models share one split."""
     data = load_recipe(RECIPE).data
     assert data.validation is not None
     return tuple(

@@ -54,18 +54,19 @@ class _Moments:
         self.sum: Floats | None = None
         self.products: Floats | None = None
 
+    @np.errstate(over="ignore", invalid="ignore")  # told at the end, with the layer
     def add(self, rows: Array, count: int | None = None) -> None:
         """Take in rows (N, n); `count` replaces N as what they are averaged over."""
         if self.shift is None or self.sum is None or self.products is None:
             n = rows.shape[1]
             self.shift = rows.mean(axis=0) if self.centred else np.zeros(n, rows.dtype)
             self.sum, self.products = np.zeros(n), np.zeros((n, n))
-        with np.errstate(over="ignore", invalid="ignore"):  # told at the end, with the layer
-            shifted = rows - self.shift if self.centred else rows
-            self.sum += np.ones(len(shifted), shifted.dtype) @ shifted
-            self.products += shifted.T @ shifted
+        shifted = rows - self.shift if self.centred else rows
+        self.sum += np.ones(len(shifted), shifted.dtype) @ shifted
+        self.products += shifted.T @ shifted
         self.count += len(rows) if count is None else count
 
+    @np.errstate(over="ignore", invalid="ignore")
     def result(self) -> Moments:
         assert self.shift is not None and self.sum is not None and self.products is not None
         shift, mean = self.shift.astype(np.float64), self.sum / self.count
@@ -207,4 +208,9 @@ def _check_finite(stats: Mapping[Site, SiteStats]) -> None:
             raise DataError(
                 f"calibration: the input of {site.name!r} is not finite or overflows; look for "
                 "NaN, infinite or very large values in the calibration data"
+            )
+        if known.output_weight is not None and not np.isfinite(known.output_weight).all():
+            raise DataError(
+                f"calibration: the gradient at {site.name!r} is not finite or overflows; look for "
+                "very large weights in the model, or values in the calibration data"
             )

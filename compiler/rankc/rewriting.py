@@ -9,6 +9,7 @@ under a second.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -124,9 +125,9 @@ def fit(
     offers = candidates(model, sites, solutions)
     fixed = weigh(finish(model, exact)) - sum(o.costs(unit)[0] for o in offers)
     best: tuple[Plan, ir.Model] | None = None
-    overruns = 0
+    overruns, smallest = 0, math.inf
     for _ in range(ROUNDS):
-        plan = make_plan(offers, sites.skips, budget=budget, unit=unit, fixed=fixed)
+        plan, possible = _plan(offers, sites.skips, budget, unit, fixed)
         finished = finish(apply(model, plan, sites, solutions), exact)
         weight = weigh(finished)
         fits = budget is None or weight <= budget
@@ -134,6 +135,9 @@ def fit(
             best = dataclasses.replace(plan, planned=weight), finished
         if budget is None or (fits and weight >= budget * (1 - SETTLED)):
             break
+        if not possible and weight >= smallest:
+            break
+        smallest = min(smallest, weight)
         offers = _reread(offers, model, plan, sites, solutions)
         fixed = weight - sum(_cost_of(o, plan, unit) for o in offers)
         overruns += not fits
@@ -141,9 +145,21 @@ def fit(
             fixed += (weight - budget) * (overruns - TRUSTED)
     if best is None:
         raise RecipeError(
-            f"budget: no plan was found within {budget:,} {unit}; raise the budget a little"
+            f"budget: {budget:,} {unit} cannot be met: the smallest these passes can make of the "
+            f"model takes {smallest:,.0f}; raise the budget or widen their targets"
         )
     return best
+
+
+def _plan(
+    offers: Sequence[Candidate], skips: Sequence[Skip], budget: int | None, unit: Unit, fixed: int
+) -> tuple[Plan, bool]:
+    """The plan for the budget, or else the cheapest one, and whether it is expected to fit."""
+    try:
+        return make_plan(offers, skips, budget=budget, unit=unit, fixed=fixed), True
+    except RecipeError:  # what the finished model really takes is still to be seen
+        cheapest = make_plan(offers, skips, budget=None, unit=unit, fixed=fixed)
+        return dataclasses.replace(cheapest, budget=budget), False
 
 
 def _cost_of(offer: Candidate, plan: Plan, unit: Unit) -> int:
