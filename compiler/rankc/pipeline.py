@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from rankc import graph
 from rankc.calibrate import Calibration, calibrate
@@ -138,6 +139,16 @@ def _take_in(recipe: Recipe, tell: Progress, trust_code: bool) -> _Job:
 
 
 def _compress(job: _Job, tell: Progress) -> tuple[Plan, ir.Model]:
+    """Clean up, calibrate, plan and rewrite, with one BLAS thread.
+
+    Each number of threads adds up in an order of its own, so the bytes of the result would depend
+    on the machine; and on a busy one, threads that wait for each other are many times slower.
+    """
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _compress_alone(job, tell)
+
+
+def _compress_alone(job: _Job, tell: Progress) -> tuple[Plan, ir.Model]:
     model = _clean(job, tell)
     sites = Sites.of(model, job.passes)
     known = _calibrate(job, model, sites, tell)

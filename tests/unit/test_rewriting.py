@@ -62,7 +62,7 @@ def test_more_budget_loses_less() -> None:
 
 
 def test_an_impossible_budget_is_refused() -> None:
-    with pytest.raises(RecipeError, match="cannot be met: the smallest.* takes [1-9]"):
+    with pytest.raises(RecipeError, match=r"cannot be met: the smallest.* takes [1-9]"):
         fitted(100)
 
 
