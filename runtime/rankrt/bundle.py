@@ -163,7 +163,8 @@ def why_not(engine: Engine) -> str | None:
     from rankrt.backends import tensorrt
 
     if not engine.built:
-        return f"not built: {engine.reason or 'no reason was kept'}"
+        why = engine.reason or "no reason was kept"
+        return why if why.startswith("not built") else f"not built: {why}"
     if reason := tensorrt.available(engine.backend):
         return reason
     return tensorrt.wrong_device(engine)
