@@ -31,8 +31,6 @@ from rankrt.session import Session, open_model
 
 Array = NDArray[Any]
 GRADIENT_EVERY = 24  # batches
-
-
 PENDING = 1 << 15  # ids that are collected before they are counted: counting costs a pass over V
 
 

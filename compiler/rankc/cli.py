@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_recipe_options(verb)
     compile_.add_argument("--out", type=Path, help="the bundle's folder (default build/<recipe>)")
     compile_.add_argument(
+        "--tar", action="store_true", help="also pack the bundle into one file, OUT.tar"
+    )
+    compile_.add_argument(
         "--dry-run", action="store_true", help="stop after the plan, write nothing"
     )
     inspect = _verb(verbs, "inspect", _inspect, "show a model's layers, and which passes fit where")
@@ -120,6 +123,10 @@ def _compile(options: argparse.Namespace) -> int:
     result = compile_recipe(
         recipe, out, progress=console, dry_run=options.dry_run, trust_code=options.trust_recipe_code
     )
+    if options.tar and not options.dry_run:
+        from rankc.packing import pack_tar
+
+        pack_tar(result.out, result.out.with_name(f"{result.out.name}.tar"))
     if result.metrics is None:
         _show_plan(result.plan, console, options.json)
     elif options.json:
@@ -243,8 +250,9 @@ def _command(verb: str, path: Path, options: argparse.Namespace) -> str:
         words += ["--set", override]
     if getattr(options, "out", None):
         words += ["--out", str(options.out)]
-    if getattr(options, "dry_run", False):
-        words.append("--dry-run")
+    words += [
+        f"--{key.replace('_', '-')}" for key in ("tar", "dry_run") if getattr(options, key, False)
+    ]
     if options.trust_recipe_code:
         words.append("--trust-recipe-code")
     return shlex.join(words)

@@ -48,9 +48,3 @@ class MachineError(RankcError):
     """The machine lacks something: a package, a device, disk space; for whoever runs it."""
 
     exit_code = Exit.ENVIRONMENT
-
-
-class BuildError(RankcError):
-    """A backend refused to build an engine; carries the backend's own reasons."""
-
-    exit_code = Exit.BUILD

@@ -187,16 +187,16 @@ def _fill(offers: Sequence[Sequence[_Point]], picked: list[_Point], slack: int) 
     """Spend what is left on the step that saves most, any point of any site, while one fits."""
     while True:
         steps = [
-            (picked[k].loss - point.loss, -k, -point.cost, point)
+            (picked[k].loss - point.loss, -point.cost, -k, point)
             for k, offer in enumerate(offers)
             for point in offer
             if point.cost - picked[k].cost <= slack and point.loss < picked[k].loss
         ]
         if not steps:
             return picked
-        _, k, _, point = max(steps, key=lambda step: step[:3])
-        slack -= point.cost - picked[-k].cost
-        picked[-k] = point
+        _, _, last, point = max(steps, key=lambda step: step[:3])  # of equals the first site's
+        slack -= point.cost - picked[-last].cost
+        picked[-last] = point
 
 
 def _assemble(

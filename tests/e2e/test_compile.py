@@ -98,6 +98,15 @@ def test_an_older_bundle_is_replaced(small: Project) -> None:
     assert small.leftovers() == []
 
 
+def test_a_packed_bundle_is_the_same_one(small: Project) -> None:
+    done = small.without_validation().rankc("compile", "--tar")
+    assert done.code == Exit.OK
+    assert done.last.endswith(f"--out {small.out} --tar")
+    packed = small.out.with_name("bundle.tar")
+    with load(packed) as here, load(small.out) as there:
+        assert here.manifest == there.manifest
+
+
 # --- exit codes and options -----------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ import rankc.pipeline
 from builders import mlp, mlp_rows
 from rankc.__main__ import main
 from rankc.console import Console
-from rankc.errors import BuildError, DataError, Exit, MachineError, ModelError, RecipeError
+from rankc.errors import DataError, Exit, MachineError, ModelError, RecipeError
 from rankc.pipeline import Result
 from rankc.planning import Plan
 from rankc.recipe_load import ALL_PASSES
@@ -100,7 +100,6 @@ ENDS: list[tuple[BaseException, Exit, str]] = [
     (DataError("x.npz: nothing"), Exit.USAGE, "x.npz: nothing"),
     (ModelError("m.onnx: corrupt"), Exit.MODEL, "m.onnx: corrupt"),
     (MachineError("no disk"), Exit.ENVIRONMENT, "no disk"),
-    (BuildError("refused"), Exit.BUILD, "refused"),
     (KeyboardInterrupt(), Exit.INTERRUPTED, "interrupted; nothing was written"),
     (MemoryError(), Exit.ENVIRONMENT, "out of memory"),
     (OSError(errno.ENOSPC, "No space left on device", "build/x"), Exit.ENVIRONMENT, "No space"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -52,11 +53,13 @@ class _Table(Source):
         self._ndim = {spec.name: len(spec.shape) for spec in wanted.inputs}
         self._open()
 
+    @abstractmethod
     def _open(self) -> None:
-        raise NotImplementedError
+        """Read what names the columns, and call `_choose`."""
 
+    @abstractmethod
     def _blocks(self) -> Iterator[Mapping[str, Array]]:
-        raise NotImplementedError
+        """Rows, a batch at a time."""
 
     def _choose(self, present: Sequence[str], single: Sequence[str] = ()) -> None:
         """Pick the columns; `single`: columns that are a whole input by themselves."""

@@ -59,9 +59,7 @@ class Embedding:
     name: ClassVar[str] = "embedding"
     targets: tuple[str, ...] = ("*",)  # names of tables: globs, or re: patterns
     ignore: tuple[str, ...] = ()  # tables to leave alone, the same way
-    rank: Annotated[int, Ge(1)] | None = (
-        None  # the same rank everywhere; by default what the budget allows
-    )
+    rank: Annotated[int, Ge(1)] | None = None  # one for all; by default what the budget allows
     int8: bool = False  # store the codes as int8 with a scale a column
     method: Literal["pca", "svd"] = "pca"  # svd is the baseline: the table alone, not its reads
     weighted: bool = True  # by the logit's gradient; False: plain PCA. Not for `svd`

@@ -7,8 +7,8 @@ An exporter emits a column slice, a Gather for every table, and a stack of the r
            that is affine in the looked-up rows is computed from them by few layers
 With e_f = z_f D_f + mu_f the rows of a factorisation machine, s = sum e_f, and P = D K DT diagonal,
     (|sum e_f|^2 - sum |e_f|^2) / 2 = |s|^2 / 2 - sum z_f^2 diag(P_f) / 2 - z_f D_f mu_f - const,
-which needs no decoder: s is 16 columns of a layer, the last terms are one. Measured for the issue:
-half the time at batch 1, and a decoder that vanishes wherever its readers are linear.
+which needs no decoder: s is as many columns of a layer as a row has, the last terms are one. The
+decoder of a compressed table vanishes wherever its readers are linear.
 """
 
 from __future__ import annotations

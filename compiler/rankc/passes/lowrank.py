@@ -4,7 +4,7 @@ With C the covariance of x over the calibration rows, the output varies by  Cy =
 r directions of y that matter most under the logit's gradient, P = decode @ encode.T (see `linalg`):
     A = W encode  (n, r)      B = decode.T  (r, m)      b' = b + mean(x) (W - A B)
 The last term is exact: the mean output is kept. Error = the tail of the spectrum. Directions that
-calibration never saw keep the original W, projected. No matrix is inverted.
+calibration never saw keep the original W, projected: no moment of x is ever inverted.
   `pca`       as above: Yu and Wu, "Compressing Transformers: Features Are Low-Rank, but Weights
               Are Not!" (AFM), AAAI 2023, with the weight of the logit added
   `whitened`  the same optimum with C shrunk towards the identity, so that inputs unlike the
@@ -64,9 +64,7 @@ class LowRank:
     name: ClassVar[str] = "lowrank"
     targets: tuple[str, ...] = ("*",)  # names of layers: globs, or re: patterns
     ignore: tuple[str, ...] = ()  # layers to leave alone, the same way
-    rank: Annotated[int, Ge(1)] | None = (
-        None  # the same rank everywhere; by default what the budget allows
-    )
+    rank: Annotated[int, Ge(1)] | None = None  # one for all; by default what the budget allows
     method: Literal["pca", "whitened", "svd"] = "pca"  # svd is the baseline: the weight alone
     weighted: bool = True  # by the logit's gradient; not for `svd`
     centred: bool = True  # keep the mean output exactly, by the bias
