@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rankc.affine_rules import RULES, Linear, row_dims
-from rankc.graph import array_of, attribute
+from rankc.graph import array_of, attribute, reads
 from rankc.linalg import Floats
 
 LIMIT = 1 << 22  # float64 entries that describe one value: 32 MB
@@ -46,9 +46,8 @@ class Lookup:
     rows: ir.Value  # the looked-up rows, after the Cast where the table is not float
     gather: ir.Node
     table: ir.Value  # (rows, width)
-    source: ir.Value | None = None  # the (batch, fields) input whose column is the index...
-    column: int = 0
-    offset: int = 0  # ...plus this; without a source it stays as it is
+    source: ir.Value | None = None  # the (batch, fields) input whose column is the index
+    column: int = 0  # without a source the lookup stays as it is
 
     @property
     def group(self) -> tuple[ir.Value | None, ir.DataType | None, int]:
@@ -71,8 +70,8 @@ def analyse(graph: ir.Graph) -> Region:
     """Interpret the main graph, whose nodes are sorted and whose values have shapes."""
     region = Region()
     shapes = [v.shape for v in graph.inputs if v.shape is not None and len(v.shape)]
-    if not shapes:
-        return region
+    if not shapes or shapes[0][0] == ir.SymbolicDim(None):
+        return region  # an axis without a name cannot be told from any other
     interpreter = _Interpreter(region, shapes[0][0])
     for value in graph.inputs:
         interpreter.adopt(value, integer=True)
@@ -112,10 +111,12 @@ class _Interpreter:
     def _rows(self, value: ir.Value) -> tuple[int, ...] | None:
         """`row_dims` of a value that has the model's batch."""
         dims = row_dims(value)
-        return dims if value.shape is not None and value.shape[0] == self.batch else None
+        if dims is None or value.shape is None or value.shape[0] != self.batch:
+            return None
+        return dims
 
     def visit(self, node: ir.Node) -> None:
-        if any(v in self.tainted for v in node.inputs):
+        if any(v in self.tainted for v in reads(node)):
             self.tainted.update(node.outputs)
         if node.domain not in ("", "ai.onnx") or self._lookup(node):
             return
@@ -158,17 +159,21 @@ class _Interpreter:
         self.region.lookups[rows] = Lookup(rows, node, table, *self._column(node.inputs[1]))
         return True
 
-    def _column(self, index: ir.Value | None) -> tuple[ir.Value | None, int, int]:
-        """Which column of which input an index is, and what is added to it."""
+    def _column(self, index: ir.Value | None) -> tuple[ir.Value | None, int]:
+        """Which column of which input an index is.
+
+        Nothing may be added to it: below zero a Gather counts from the end of its own table, which
+        is another place once tables are stacked.
+        """
         affine = self.region.maps.get(index) if index is not None else None
-        if affine is None or affine.const.size != 1 or len(affine.parts) != 1:
-            return None, 0, 0
+        if affine is None or affine.const.size != 1 or affine.const.any() or len(affine.parts) != 1:
+            return None, 0
         ((source, part),) = affine.parts.items()
         column = int(np.argmax(part))
         one_hot = np.count_nonzero(part) == 1 and part.flat[column] == 1
         if not one_hot or source.shape is None or len(source.shape) != 2:
-            return None, 0, 0
-        return source, column, int(affine.const.item())
+            return None, 0
+        return source, column
 
     def _square(self, node: ir.Node) -> list[Affine] | None:
         x = node.inputs[0] if node.inputs else None

@@ -156,14 +156,17 @@ def _bases(
     recorder: Recorder, tables: Tables, region: Region, plan: Plan
 ) -> tuple[list[ir.Value], list[ir.Value]]:
     """The looked-up rows, in the order of the plan, and the other bases."""
-    gathered = list(tables.gather([region.lookups[b] for b in plan.bases if b in region.lookups]))
-    found = [value for value in gathered if value.dtype == FLOAT]
-    if len(found) < len(gathered):  # these come first
-        codes = recorder.join([v for v in gathered if v.dtype != FLOAT], "codes")
-        cast = recorder.op("Cast", [codes], [columns(codes)], "codes.float", to=int(FLOAT))
-        found.insert(0, cast)
-    others = [b for b in plan.bases if b not in region.lookups]
-    return found, [recorder.flatten(b) for b in others]
+    lookups = [region.lookups[b] for b in plan.bases if b in region.lookups]
+    found: list[ir.Value] = []
+    for dtype, gathered in groupby(tables.gather(lookups), key=lambda value: value.dtype):
+        if dtype == FLOAT:
+            found += gathered
+            continue
+        codes = recorder.join(list(gathered), "codes")
+        found.append(recorder.op("Cast", [codes], [columns(codes)], "codes.float", to=int(FLOAT)))
+    others = [recorder.flatten(b) for b in plan.bases if b not in region.lookups]
+    assert sum(map(columns, [*found, *others])) == sum(r.stop - r.start for r in plan.rows.values())
+    return found, others
 
 
 class Tables:
@@ -204,7 +207,7 @@ class Tables:
             tables = _distinct(group)
             ends = accumulate(len(table) for table in tables.values())
             starts = dict(zip(tables, [0, *ends], strict=False))
-            offsets += [starts[f.table] + f.offset for f in group]
+            offsets += [starts[f.table] for f in group]
         self._note(source, fields)
         taken = np.array([f.column for f in fields], np.int64)
         assert source.dtype is not None
@@ -226,7 +229,7 @@ class Tables:
         for field in fields:
             array = array_of(field.table)
             assert array is not None
-            limit = len(array) - 1 - field.offset
+            limit = len(array) - 1
             most[field.column] = min(limit, most.get(field.column, limit))
 
 

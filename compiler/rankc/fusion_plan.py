@@ -118,12 +118,13 @@ class _Planner:
         self.region = region
         self.inside = inside
         self.wanted = {v: None for v in inside if self._is_wanted(v)}
-        reached = dict.fromkeys(b for v in inside for b in region.maps[v].parts)
+        squared = [region.squares[v] for v in inside if v in region.squares]
+        reached = dict.fromkeys(b for v in [*inside, *squared] for b in region.maps[v].parts)
         groups: dict[object, list[ir.Value]] = {}
         for base in reached:
             if base in region.lookups:
                 groups.setdefault(region.lookups[base].group, []).append(base)
-        bases = [b for group in sorted(groups.values(), key=self._is_float) for b in group]
+        bases = [b for group in sorted(groups.values(), key=self._stored) for b in group]
         bases += [b for b in reached if b in region.free and b not in region.lookups]
         ends = np.cumsum([0, *(math.prod(row_dims(b) or ()) for b in bases)]).tolist()
         self.bases = tuple(bases)
@@ -204,9 +205,11 @@ class _Planner:
         outside = any(v not in self.region.maps for node in users for v in node.outputs)
         return outside or value.is_graph_output()
 
-    def _is_float(self, group: list[ir.Value]) -> bool:
-        """Others are cast together, so they come first."""
-        return self.region.lookups[group[0]].table.dtype == ir.DataType.FLOAT
+    def _stored(self, group: list[ir.Value]) -> tuple[bool, int]:
+        """Codes of one type are cast together; they come first, float rows last."""
+        lookup = self.region.lookups[group[0]]
+        dtype = lookup.rows.dtype if lookup.source is None else lookup.table.dtype
+        return dtype == ir.DataType.FLOAT, int(dtype or 0)
 
     @staticmethod
     def _producer(value: ir.Value) -> ir.Node:
@@ -225,12 +228,12 @@ def _diagonal(weight: Floats, scale: Floats) -> Floats | None:
         rows = np.flatnonzero(used.any(axis=1))
         product = (used[rows] * column[column != 0]) @ used[rows].T
         diagonal = np.diagonal(product)
-        size = np.abs(diagonal)
-        allowed = OFF_DIAGONAL * np.maximum.outer(size, size)
+        size = np.sqrt(np.abs(diagonal))
+        allowed = OFF_DIAGONAL * np.outer(size, size)  # whatever the scales of the base columns are
         np.fill_diagonal(allowed, np.inf)
         if (np.abs(product) > allowed).any():
             return None
-        found[rows, j] = np.where(size > OFF_DIAGONAL * size.max(initial=0), diagonal, 0)
+        found[rows, j] = diagonal
     return found
 
 

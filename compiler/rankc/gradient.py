@@ -15,7 +15,7 @@ row, the gradient of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -23,6 +23,7 @@ import onnx_ir as ir
 from rankc import gradient_math as arithmetic
 from rankc import gradient_shape as movement
 from rankc.gradient_tape import PREFIX, GradientTape, NoGradientError, dims, length
+from rankc.graph import reads
 
 Rule = Callable[[GradientTape, ir.Node, int, ir.Value], ir.Value]
 
@@ -186,20 +187,11 @@ def _row_width(logit: ir.Value) -> int:
     return math.prod(length(logit, axis) for axis in range(1, rank))
 
 
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads, through its subgraphs too."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph().all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
-    yield from (value for value in node.inputs if value is not None)
-
-
 def _descendants(forward: Sequence[ir.Node], roots: Iterable[ir.Value]) -> set[ir.Value]:
     """The roots and every float value that is computed from one."""
     depends = set(roots)
     for node in forward:
-        if not depends.isdisjoint(_reads(node)):
+        if not depends.isdisjoint(reads(node)):
             depends.update(value for value in node.outputs if _is_float(value))
     return depends
 
@@ -253,7 +245,7 @@ def _backward(
         try:
             _step(tape, node, depends, reason)
         except NoGradientError as error:
-            blocked |= {v: str(error) for v in _reads(node) if v in depends}
+            blocked |= {v: str(error) for v in reads(node) if v in depends}
     return blocked
 
 

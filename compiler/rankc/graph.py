@@ -65,6 +65,15 @@ def values(model: ir.Model) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
+def reads(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, and what the bodies of an If or a Loop capture."""
+    for value in node.attributes.values():
+        if value.type == ir.AttributeType.GRAPH:
+            for inner in value.as_graph().all_nodes():
+                yield from (v for v in inner.inputs if v is not None)
+    yield from (v for v in node.inputs if v is not None)
+
+
 def only_input(node: ir.Node, index: int = 0) -> ir.Value:
     """Input `index` of a node that cannot do without it."""
     value = node.inputs[index]
@@ -80,7 +89,7 @@ def attribute(node: ir.Node, name: str, default: int) -> int:
 
 def new_initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
     """Register a copy of `array` under `name`, made unique by a suffix when it is taken."""
-    taken, unique, k = model.graph.initializers, name, 1
+    taken, unique, k = {value.name for value in values(model)}, name, 1
     while unique in taken:
         unique, k = f"{name}.{k}", k + 1
     tensor = ir.tensor(np.array(array, order="C"), name=unique)  # a copy of its own
@@ -166,12 +175,12 @@ def widest_split(values: Iterable[ir.Value], width: int) -> NDArray[np.bool_]:
     mask = np.ones(width, bool)
     for value in values:
         for node, _ in value.uses():
-            sizes = array_of(node.inputs[1]) if node.op_type == "Split" else None
-            if sizes is not None and sizes.sum() == width:
-                ends = np.cumsum(sizes.astype(int))
-                k = int(np.argmax(sizes))
+            sizes = [v.shape[-1] for v in node.outputs if v.shape is not None]
+            whole = [size for size in sizes if isinstance(size, int)]
+            if node.op_type == "Split" and sum(whole) == width and len(whole) == len(node.outputs):
+                k = whole.index(max(whole))
                 mask[:] = False
-                mask[ends[k] - int(sizes[k]) : ends[k]] = True
+                mask[sum(whole[:k]) : sum(whole[: k + 1])] = True
     return mask
 
 

@@ -10,6 +10,14 @@ from rankc.graph import attribute, constant, new_initializer, only_input, replac
 from rankc.linalg import Floats
 
 
+def has_row_bias(node: ir.Node) -> bool:
+    """Whether what is added to x W is nothing or one constant row: a Gemm's C may be a matrix."""
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return True
+    bias = constant(node.inputs[2])
+    return bias is not None and (bias.ndim < 2 or bias.shape[0] == 1)
+
+
 def layer(node: ir.Node) -> tuple[Floats, Floats | None]:
     """W (n, m) and b (m,) or None of y = x W + b, float64, Gemm's alpha and beta applied."""
     matrix = constant(node.inputs[1], ndim=2)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 SHRINKAGE = 1e-3  # share of the identity mixed into a weight, so that no direction is free to lose
-PRIOR = 1e-6  # share of the identity in a second moment, so that its square root spans everything
+PRIOR = 1e-6  # least share of the identity in a moment: unseen directions come last, but come
+STILL = 1e-9  # share of the energy below which a variance is rounding
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,15 +83,13 @@ def plain_directions(weight: Floats, moment: Floats) -> Directions:
     """PCA of y = x W without a weight, on the smaller side of W (n, m).
 
     Where there are more outputs than inputs, nothing (m, m) is made: with S = moment^(1/2) the left
-    singular vectors of WT S are the directions, from the eigenproblem of S W WT S (n, n). S is made
-    of the moment shrunk a little towards the identity (`PRIOR`), so that at full rank every output
-    is kept, calibrated or not.
+    singular vectors of WT S are the directions, from the eigenproblem of S W WT S (n, n). At full
+    rank every output is kept if the moment is positive definite, see `shrunk`.
     """
     n, m = weight.shape
     if m <= n:
         return directions(weight.T @ moment @ weight)
-    shrunk = (1 - PRIOR) * moment + PRIOR * max(np.trace(moment) / n, PRIOR) * np.eye(n)
-    values, vectors = eigh_descending(shrunk)
+    values, vectors = eigh_descending(moment)
     root = (vectors * np.sqrt(values)) @ vectors.T
     _, inner = eigh_descending(root @ weight @ weight.T @ root)
     basis, _ = np.linalg.qr(weight.T @ root @ inner)  # orthonormal, even if W has dependent rows
@@ -103,3 +102,17 @@ def plain_lost(found: Directions, weight: Floats, moment: Floats) -> Floats:
     kept = np.einsum("nk,nk->k", projected, moment @ projected)
     tails: Floats = np.sum(weight * (moment @ weight)) - np.concatenate([[0.0], np.cumsum(kept)])
     return np.maximum(tails, 0.0)
+
+
+def shrunk(moment: Floats, share: float = 0.0) -> Floats:
+    """A moment with at least `PRIOR` of the identity of its own scale, so definite, (n, n)."""
+    n, share = len(moment), max(share, PRIOR)
+    level = np.trace(moment) / n
+    found: Floats = (1 - share) * moment + share * (level if level > 0 else 1.0) * np.eye(n)
+    return found
+
+
+def share_lost(lost: Floats, variance: float, energy: float) -> Floats:
+    """Share of the variance that is lost; of the energy E|y|^2, where y does not vary; finite."""
+    whole = variance if variance > STILL * energy else energy
+    return lost / whole if whole > 0 else np.zeros_like(lost)

@@ -19,8 +19,8 @@ from rankc.errors import RecipeError
 from rankc.passbase import CalibrationStats, ExactPass, Pass, Site, Skip
 from rankc.planning import Candidate, Plan, Unit, make_plan
 
-ROUNDS = 8
-TRUSTED = 2  # overruns that are put down to what a plan could not know; then it is held shorter
+LEARNING = 5  # rounds in which the prices follow what the last plan weighed
+BISECTIONS = 10
 SETTLED = 0.002  # of the budget may be left unused
 
 Solutions = Mapping[Site, Any]  # what the owning pass made of each site
@@ -52,7 +52,13 @@ class Sites:
                 )
             taken = {site.name for site in owners}
             owners |= {s: pass_ for s in found if isinstance(s, Site) and s.name not in taken}
-            skips += [s for s in found if isinstance(s, Skip)]
+            skips += [
+                Skip(s.pass_name, s.name, "an earlier pass has a site of this name")
+                if isinstance(s, Site)
+                else s
+                for s in found
+                if isinstance(s, Skip) or s.name in taken
+            ]
         return cls(owners, tuple(skips))
 
 
@@ -118,48 +124,86 @@ def fit(
 ) -> tuple[Plan, ir.Model]:
     """The plan of least predicted loss whose finished model weighs no more than the budget.
 
+    Every round learns from what the last one weighed. Where that does not settle, what the plan may
+    spend is bisected, prices unchanged.
+
     Raises:
         RecipeError: no plan fits.
     """
     solutions = solve(model, sites, stats)
     offers = candidates(model, sites, solutions)
     fixed = weigh(finish(model, exact)) - sum(o.costs(unit)[0] for o in offers)
-    best: tuple[Plan, ir.Model] | None = None
-    overruns, smallest = 0, math.inf
-    for _ in range(ROUNDS):
-        plan, possible = _plan(offers, sites.skips, budget, unit, fixed)
-        finished = finish(apply(model, plan, sites, solutions), exact)
-        weight = weigh(finished)
-        fits = budget is None or weight <= budget
-        if fits and (best is None or plan.loss < best[0].loss):
-            best = dataclasses.replace(plan, planned=weight), finished
-        if budget is None or (fits and weight >= budget * (1 - SETTLED)):
-            break
-        if not possible and weight >= smallest:
-            break
-        smallest = min(smallest, weight)
+    search = _Search(model, sites, solutions, exact, weigh, budget, unit)
+    for _ in range(LEARNING):
+        plan, weight, _ = search.attempt(offers, fixed)
+        if search.settled(weight):
+            return search.result()
         offers = _reread(offers, model, plan, sites, solutions)
         fixed = weight - sum(_cost_of(o, plan, unit) for o in offers)
-        overruns += not fits
-        if not fits and overruns > TRUSTED:
-            fixed += (weight - budget) * (overruns - TRUSTED)
-    if best is None:
-        raise RecipeError(
-            f"budget: {budget:,} {unit} cannot be met: the smallest these passes can make of the "
-            f"model takes {smallest:,.0f}; raise the budget or widen their targets"
-        )
-    return best
+    search.bisect(offers, fixed)
+    return search.result()
 
 
-def _plan(
-    offers: Sequence[Candidate], skips: Sequence[Skip], budget: int | None, unit: Unit, fixed: int
-) -> tuple[Plan, bool]:
-    """The plan for the budget, or else the cheapest one, and whether it is expected to fit."""
-    try:
-        return make_plan(offers, skips, budget=budget, unit=unit, fixed=fixed), True
-    except RecipeError:  # what the finished model really takes is still to be seen
-        cheapest = make_plan(offers, skips, budget=None, unit=unit, fixed=fixed)
-        return dataclasses.replace(cheapest, budget=budget), False
+@dataclasses.dataclass(slots=True)
+class _Search:
+    """Plans that were carried out and weighed, and the best of those that fit."""
+
+    model: ir.Model
+    sites: Sites
+    solutions: Solutions
+    exact: Sequence[ExactPass]
+    weigh: Weigh
+    budget: int | None
+    unit: Unit
+    best: tuple[Plan, ir.Model] | None = None
+    smallest: float = math.inf  # that any attempt weighed
+    bound: float = math.inf  # the lowest of the plans that were held shorter by different amounts
+
+    def attempt(self, offers: Sequence[Candidate], fixed: int) -> tuple[Plan, int, bool]:
+        """Plan, rewrite, weigh: the plan, its weight, and whether it was expected to fit."""
+        budget, unit, possible = self.budget, self.unit, True
+        try:
+            plan = make_plan(offers, self.sites.skips, budget=budget, unit=unit, fixed=fixed)
+        except RecipeError:  # what the cheapest one really takes is still to be seen
+            cheapest = make_plan(offers, self.sites.skips, budget=None, unit=unit, fixed=fixed)
+            plan, possible = dataclasses.replace(cheapest, budget=budget), False
+        finished = finish(apply(self.model, plan, self.sites, self.solutions), self.exact)
+        weight = self.weigh(finished)
+        self.smallest = min(self.smallest, weight)
+        if self.fits(weight) and (self.best is None or plan.loss < self.best[0].loss):
+            self.best = dataclasses.replace(plan, planned=weight), finished
+        return plan, weight, possible
+
+    def fits(self, weight: int) -> bool:
+        return self.budget is None or weight <= self.budget
+
+    def settled(self, weight: int) -> bool:
+        """Whether a plan fits and leaves next to nothing of the budget."""
+        return self.fits(weight) and weight >= (self.budget or 0) * (1 - SETTLED)
+
+    def bisect(self, offers: Sequence[Candidate], fixed: int) -> None:
+        """Hold the plan shorter, by as little as makes it fit."""
+        assert self.budget is not None
+        low, high, short = 0, 0, 0  # high 0: nothing is known to be short enough
+        for _ in range(BISECTIONS):
+            plan, weight, possible = self.attempt(offers, fixed + short)
+            self.bound = min(self.bound, plan.bound)
+            fits = self.fits(weight)
+            if self.settled(weight) or (not short and (fits or not possible)):
+                return
+            low, high = (low, short) if fits or not possible else (short, high)
+            short = (low + high) // 2 if high else 2 * short + weight - self.budget
+
+    def result(self) -> tuple[Plan, ir.Model]:
+        """The best that fits; raises as `fit`."""
+        if self.best is None:
+            raise RecipeError(
+                f"budget: {self.budget:,} {self.unit} cannot be met: the smallest these passes can "
+                f"make of the model takes {self.smallest:,.0f}; raise the budget or widen their "
+                "targets"
+            )
+        plan, finished = self.best
+        return dataclasses.replace(plan, bound=min(self.bound, plan.bound)), finished
 
 
 def _cost_of(offer: Candidate, plan: Plan, unit: Unit) -> int:

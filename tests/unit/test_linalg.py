@@ -14,6 +14,8 @@ from rankc.linalg import (
     lost,
     plain_directions,
     plain_lost,
+    share_lost,
+    shrunk,
     square_root,
 )
 
@@ -99,8 +101,15 @@ def test_plain_directions_are_the_same_on_either_side(
     if dead:  # an input that calibration never saw
         covariance[0] = covariance[:, 0] = 0
     spread = weight.T @ covariance @ weight
-    found = plain_directions(weight, covariance)
+    found = plain_directions(weight, shrunk(covariance))
     want = lost(directions(spread), spread)[: min(n, m) + 1]
     got = plain_lost(found, weight, covariance)[: min(n, m) + 1]
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5 * max(float(want[0]), 1e-12))
     np.testing.assert_allclose(weight @ found.encode @ found.decode.T, weight, atol=1e-8)
+
+
+def test_what_does_not_vary_is_judged_by_its_energy() -> None:
+    lost_ = np.array([4.0, 0.0])
+    np.testing.assert_array_equal(share_lost(lost_, 8.0, 10.0), [0.5, 0])
+    np.testing.assert_array_equal(share_lost(lost_, 1e-12, 16.0), [0.25, 0])
+    np.testing.assert_array_equal(share_lost(np.zeros(2), 0.0, 0.0), [0, 0])

@@ -36,7 +36,7 @@ from rankc.graph import (
     value_named,
     widest_split,
 )
-from rankc.linalg import Floats
+from rankc.linalg import Floats, share_lost
 from rankc.passbase import Curve, Dense, Probe, Site, SiteStats, Skip
 
 MAX_RANKS = 32  # of wider tables, that many ranks are considered
@@ -74,15 +74,17 @@ class Embedding:
                 continue
             if not selected(name, self.targets, self.ignore):
                 continue
-            reason = self._refusal(array.shape, nodes)
+            reason = self._refusal(table, array.shape, nodes)
             if reason:
                 yield Skip(self.name, name, reason)
             else:
                 yield Site(self.name, name, (array.shape[0], array.shape[1]))
 
-    def _refusal(self, shape: tuple[int, ...], nodes: list[ir.Node]) -> str | None:
+    def _refusal(self, table: ir.Value, shape: tuple[int, ...], nodes: list[ir.Node]) -> str | None:
         if any(n.op_type != "Gather" or attribute(n, "axis", 0) for n in nodes):
             return "it is also read by other operators than a Gather of rows"
+        if len({id(n.graph) for n in nodes}) > 1 or nodes[0].graph is not table.graph:
+            return "it is read inside the body of an If or a Loop"
         if any(only_input(n, 1).const_value is not None for n in nodes):
             return "its indices are constant: it is no lookup table"
         if shape[0] < self.min_rows:
@@ -127,14 +129,16 @@ class Embedding:
     def cost(self, site: Site, solution: Solution) -> Curve:
         (rows, width), table, read = site.shape, solution.book.table, solution.read
         step = -(-site.full_rank // MAX_RANKS)
-        ranks = np.unique([*range(step, site.full_rank, step), site.full_rank])
+        asked = min(self.rank or site.full_rank, site.full_rank)
+        ranks = np.unique([*range(step, site.full_rank, step), asked, site.full_rank])
         coded = [solution.book.at(int(rank)) for rank in ranks]
         error, loss = np.transpose([lost(table, c, read, solution.felt) for c in coded])
-        variance = float((read @ np.square(table - read @ table)).sum())
+        energy = read @ np.square(table).sum(axis=1)
+        variance = read @ np.square(table - read @ table).sum(axis=1)
         decoder = np.array([c.decoder.size + (width if c.mean.any() else 0) for c in coded])
         return Curve(
             ranks=ranks,
-            error=error / max(variance, np.finfo(np.float64).tiny),
+            error=share_lost(error, variance, energy),
             loss=loss,
             parameters=rows * ranks + decoder,
             macs=solution.gathers * ranks * width,

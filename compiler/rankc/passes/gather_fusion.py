@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -26,7 +26,7 @@ from rankc.affine import analyse
 from rankc.affine_rules import row_dims
 from rankc.fusion_emit import emit
 from rankc.fusion_plan import make_plans, node_cost
-from rankc.graph import attribute, constant, new_initializer, only_input
+from rankc.graph import attribute, constant, new_initializer, only_input, reads
 
 # JSON: for each integer input, the largest id in each column that the stacked tables can serve, or
 # null. Smaller than 0 or larger, an id would read another table's row: the runtime has to check.
@@ -118,23 +118,14 @@ def _names(model: ir.Model) -> set[str]:
 def _cost(graph: ir.Graph, replaced: Mapping[ir.Value, ir.Value]) -> float:
     """Of all nodes that the outputs need, once values are replaced."""
     nodes: set[ir.Node] = set()
-    todo: list[ir.Value | None] = list(graph.outputs)
+    todo: list[ir.Value] = list(graph.outputs)
     while todo:
         value = todo.pop()
-        node = None if value is None else replaced.get(value, value).producer()
+        node = replaced.get(value, value).producer()
         if node is not None and node not in nodes:
             nodes.add(node)
-            todo += _read_by(node)
+            todo += reads(node)
     return sum(map(node_cost, nodes))
-
-
-def _read_by(node: ir.Node) -> Iterator[ir.Value | None]:
-    """Inputs, and what the bodies of an If or a Loop capture."""
-    yield from node.inputs
-    for attr in node.attributes.values():
-        if attr.type == ir.AttributeType.GRAPH:
-            for inner in attr.as_graph().all_nodes():
-                yield from inner.inputs
 
 
 def _apply(model: ir.Model, tape: ir.tape.Tape, replaced: Mapping[ir.Value, ir.Value]) -> None:
@@ -142,15 +133,17 @@ def _apply(model: ir.Model, tape: ir.tape.Tape, replaced: Mapping[ir.Value, ir.V
     for value in tape.initializers:
         model.graph.register_initializer(value)
     model.graph.extend(tape.nodes)
+    made = {output for node in tape.nodes for output in node.outputs}
     named: set[ir.Value] = set()
     for old, new in replaced.items():
-        if new in named and old.is_graph_output():  # the same numbers under two names
+        if new not in made - named and old.is_graph_output():  # the same numbers, two names
             copy = ir.node("Identity", [new])
             model.graph.append(copy)
             new = copy.outputs[0]
             new.name = f"{old.name}.copy"
+            made.add(new)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
-        if new not in named:
+        if new in made - named:
             old.name, new.name = new.name, old.name
             named.add(new)
     model.graph.sort()

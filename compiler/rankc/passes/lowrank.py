@@ -25,13 +25,12 @@ from annotated_types import Ge, Le
 from rankc.graph import (
     Readers,
     attribute,
-    constant,
     layer_outputs,
     node_named,
     only_input,
     selected,
 )
-from rankc.layers import layer, replace_layer
+from rankc.layers import has_row_bias, layer, replace_layer
 from rankc.linalg import (
     Directions,
     Floats,
@@ -39,6 +38,8 @@ from rankc.linalg import (
     lost,
     plain_directions,
     plain_lost,
+    share_lost,
+    shrunk,
 )
 from rankc.passbase import Curve, Dense, Probe, Site, SiteStats, Skip
 
@@ -91,8 +92,8 @@ class LowRank:
             return f"its weight {weight.name!r} is shared by {len(weight.uses())} nodes"
         if node.op_type == "Gemm" and attribute(node, "transA", 0):
             return "a Gemm with transA has no batch rows"
-        if node.op_type == "Gemm" and len(node.inputs) > 2 and constant(node.inputs[2]) is None:
-            return "its bias is not constant"
+        if not has_row_bias(node):
+            return "its bias is not one constant row"
         matrix, _ = layer(node)
         if matrix.size < self.min_size:
             return f"{matrix.size} weights are fewer than min_size = {self.min_size}"
@@ -130,23 +131,22 @@ class LowRank:
             found = plain_directions(weight, shaping)
             error = plain_lost(found, weight, moment)
             loss = error * (1.0 if felt is None else felt)
-        variance = float(np.sum(weight * (inputs.covariance @ weight)))
+        energy, variance = (
+            float(np.sum(weight * (m @ weight))) for m in (inputs.second, inputs.covariance)
+        )
         mean = inputs.mean if self.centred else None
-        share = error / max(variance, np.finfo(np.float64).tiny)
-        return Solution(weight, bias, mean, found, share, loss)
+        return Solution(weight, bias, mean, found, share_lost(error, variance, energy), loss)
 
     def _shaping(self, moment: Floats) -> Floats:
-        """The moment of the input that decides on the directions, (n, n)."""
-        identity = np.eye(len(moment))
+        """The moment of the input that decides on the directions, (n, n), positive definite."""
         if self.method == "svd":
-            return identity
-        share = self.shrinkage if self.method == "whitened" else 0.0
-        shrunk: Floats = (1 - share) * moment + share * np.trace(moment) / len(moment) * identity
-        return shrunk
+            return np.eye(len(moment))
+        return shrunk(moment, self.shrinkage if self.method == "whitened" else 0.0)
 
     def cost(self, site: Site, solution: Solution) -> Curve:
         n, m = site.shape
-        ranks = np.unique([*range(0, site.full_rank, self.round_to)[1:], site.full_rank])
+        asked = min(self.rank or site.full_rank, site.full_rank)
+        ranks = np.unique([*range(0, site.full_rank, self.round_to)[1:], asked, site.full_rank])
         biased = solution.bias is not None or self.centred
         count = ranks * (n + m) + (m if biased else 0)
         error, loss = solution.error[ranks], solution.loss[ranks]
