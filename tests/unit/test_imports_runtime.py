@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -46,3 +47,8 @@ def test_importing_the_runtime_opens_no_backend() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_an_install_without_extras_needs_numpy_only() -> None:
+    required = importlib.metadata.requires("rankc") or []
+    assert [r for r in required if "extra ==" not in r] == ["numpy>=1.26"]
