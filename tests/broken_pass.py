@@ -23,5 +23,7 @@ class BrokenPass(LowRank):
         honest = LowRank.cost(self, site, solution)
         return dataclasses.replace(honest, error=honest.error / 2, parameters=honest.parameters - 1)
 
-    def rewrite(self, model: ir.Model, site: Site, rank: int, solution: Solution) -> None:
-        LowRank.rewrite(self, model, site, max(rank - 1, 1), solution)
+    def rewrite(
+        self, model: ir.Model, site: Site, rank: int, solution: Solution, form: str = ""
+    ) -> None:
+        LowRank.rewrite(self, model, site, max(rank - 1, 1), solution, form)

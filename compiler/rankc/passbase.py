@@ -77,15 +77,24 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Curve:
-    """What every rank would cost at a site: entry i of each array belongs to `ranks[i]`."""
+    """What every rank would cost at a site: entry i of each array belongs to `ranks[i]`.
 
-    ranks: NDArray[np.int64]  # rising; the last is full rank
+    A pass that can emit a site in several forms (a convolution as columns and rows, or as two
+    1 x 1 layers round a small one) lists the ranks of one form after those of another.
+    """
+
+    ranks: NDArray[np.int64]  # rising within a form; the last of each form is exact
     error: Floats  # E|y - y'|^2 / E|y - E y|^2 over the calibration rows: share of variance lost
     loss: Floats  # E[(g . (y - y'))^2]: expected squared change of the logit
     parameters: NDArray[np.int64]  # scalars in the site's initializers after the rewrite
     macs: NDArray[np.int64]  # multiply-accumulates for one row of the batch
     size_bytes: NDArray[np.int64]  # of the site's initializers after the rewrite
     decoder: NDArray[np.int64] | None = None  # scalars among them that folding can remove
+    forms: tuple[str, ...] = ()  # what entry i is emitted as; empty: there is one form only
+
+    def form(self, at: int) -> str:
+        """What entry `at` is emitted as; empty for the only form there is."""
+        return self.forms[at] if self.forms else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,6 +104,15 @@ class Dense:
     parameters: int
     macs: int
     size_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Times:
+    """Milliseconds of a site on the target, one call at the batch size of the profile."""
+
+    dense: float
+    ranked: Floats  # one for each entry of the curve
+    measured: bool  # from a latency table; False: from a roofline
 
 
 class Pass(Protocol):
@@ -144,8 +162,13 @@ class Pass(Protocol):
         """
         ...
 
-    def rewrite(self, model: ir.Model, site: Site, rank: int, solution: Any) -> None:
-        """Do it, in place. At full rank the model computes the same function."""
+    def rewrite(
+        self, model: ir.Model, site: Site, rank: int, solution: Any, form: str = ""
+    ) -> None:
+        """Do it, in place, in one of the curve's forms.
+
+        At the last rank of every form the model computes the same function.
+        """
         ...
 
 

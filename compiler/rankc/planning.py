@@ -58,6 +58,7 @@ class Choice:
     site: str
     shape: tuple[int, int]
     rank: int
+    form: str  # what it is emitted as; empty: the pass has one form only
     full_rank: int
     error: float  # share of the variance of the site's output that is lost
     loss: float  # expected squared change of the logit
@@ -220,6 +221,7 @@ def _assemble(
                 site.name,
                 site.shape,
                 int(curve.ranks[at]),
+                curve.form(at),
                 site.full_rank,
                 float(curve.error[at]),
                 float(curve.loss[at]),

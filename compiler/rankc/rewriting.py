@@ -105,10 +105,10 @@ def finish(model: ir.Model, exact: Iterable[ExactPass]) -> ir.Model:
 def apply(model: ir.Model, plan: Plan, sites: Sites, solutions: Solutions) -> ir.Model:
     """A copy with every choice of the plan carried out."""
     rewritten = model.clone()
-    ranks = {(c.pass_name, c.site): c.rank for c in plan.choices}
+    chosen = {(c.pass_name, c.site): c for c in plan.choices}
     for site, pass_ in sites.owners.items():
-        if rank := ranks.get((site.pass_name, site.name)):
-            pass_.rewrite(rewritten, site, rank, solutions[site])
+        if choice := chosen.get((site.pass_name, site.name)):
+            pass_.rewrite(rewritten, site, choice.rank, solutions[site], choice.form)
     return rewritten
 
 

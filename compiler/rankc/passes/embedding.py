@@ -146,7 +146,9 @@ class Embedding:
             decoder=decoder,
         )
 
-    def rewrite(self, model: ir.Model, site: Site, rank: int, solution: Solution) -> None:
+    def rewrite(
+        self, model: ir.Model, site: Site, rank: int, solution: Solution, form: str = ""
+    ) -> None:
         emit(model, site, solution.book.at(rank))
 
 

@@ -152,7 +152,9 @@ class LowRank:
         error, loss = solution.error[ranks], solution.loss[ranks]
         return Curve(ranks, error, loss, count, macs=ranks * (n + m), size_bytes=4 * count)
 
-    def rewrite(self, model: ir.Model, site: Site, rank: int, solution: Solution) -> None:
+    def rewrite(
+        self, model: ir.Model, site: Site, rank: int, solution: Solution, form: str = ""
+    ) -> None:
         weight, bias, found = solution.weight, solution.bias, solution.found
         first = (weight @ found.encode[:, :rank]).astype(np.float32)  # (n, r)
         second = found.decode[:, :rank].T.astype(np.float32)  # (r, m)
