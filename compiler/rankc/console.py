@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankc.progress import Stage
-from rankc.report import metrics_table
+from rankc.report import metrics_table, sites_table, source_of
 
 if TYPE_CHECKING:
     from rankc.inspection import Inspection
@@ -126,23 +126,22 @@ class Console:
             )
         self._print(table)
         self._show_skips(plan.skips)
-        limit = "no budget" if plan.budget is None else f"of {plan.budget:,} {plan.unit}"
-        self.say(f"  {len(plan.choices)} rewrites, {plan.planned:,} {limit}")
+        self.say(f"  {len(plan.choices)} rewrites, {plan.spent}")
         self.say(f"  {100 * plan.gap:.1f} % from the bound")
 
     def show_model(self, model: Inspection) -> None:
         """What is in a model, and what passes can do about it."""
         for line in model.lines():
             self.say(line)
-        table = _table("pass", "site", "shape", "rank")
-        for site in model.sites:
-            table.add_row(
-                site.pass_name,
-                Text(site.name),
-                f"{site.shape[0]} x {site.shape[1]}",
-                f"≤ {site.full_rank}",
-            )
-        self._print(table)
+        if model.sites:
+            found = model.to_dict()
+            self._print(Text())
+            self._rich.print(sites_table(found, self._rich.width))
+            self._print(Text())
+            self.say(f"  from {source_of(found)}")
+            self.say("  rank: effective/full; 90 %, 99 %: ranks with so much of the energy")
+            self.say("  1/2, 1/3, 1/4: variance of the output lost where so many parameters stay")
+            self.say("  pays to: at higher ranks the factors are no smaller than the original")
         self._show_skips(model.skips)
 
     def _show_skips(self, skips: Sequence[Skip]) -> None:

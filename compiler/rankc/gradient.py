@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from rankc import gradient_conv as images
 from rankc import gradient_math as arithmetic
 from rankc import gradient_shape as movement
 from rankc.gradient_tape import PREFIX, GradientTape, NoGradientError, dims, length
@@ -30,10 +31,13 @@ Rule = Callable[[GradientTape, ir.Node, int, ir.Value], ir.Value]
 RULES: Mapping[str, Rule] = {
     "Abs": arithmetic.absolute,
     "Add": arithmetic.add,
+    "AveragePool": images.average_pool,
     "BatchNormalization": arithmetic.batch_norm,
     "Cast": movement.cast,
     "Clip": arithmetic.clip,
     "Concat": movement.concat,
+    "Conv": images.conv,
+    "ConvTranspose": images.conv_transpose,
     "Div": arithmetic.div,
     "Dropout": movement.identity,
     "Erf": arithmetic.erf,
@@ -43,17 +47,24 @@ RULES: Mapping[str, Rule] = {
     "Gather": movement.gather,
     "Gelu": arithmetic.gelu,
     "Gemm": arithmetic.gemm,
+    "GlobalAveragePool": images.global_average_pool,
+    "GlobalMaxPool": images.global_max_pool,
+    "HardSigmoid": arithmetic.hard_sigmoid,
+    "HardSwish": arithmetic.hard_swish,
     "Identity": movement.identity,
+    "InstanceNormalization": arithmetic.instance_norm,
     "LayerNormalization": arithmetic.layer_norm,
     "LeakyRelu": arithmetic.leaky_relu,
     "Log": arithmetic.log,
     "LogSoftmax": arithmetic.log_softmax,
     "MatMul": arithmetic.matmul,
     "Max": arithmetic.clip,
+    "MaxPool": images.max_pool,
     "Min": arithmetic.clip,
     "Mul": arithmetic.mul,
     "Neg": arithmetic.neg,
     "PRelu": arithmetic.prelu,
+    "Pad": images.pad,
     "Pow": arithmetic.power,
     "Reciprocal": arithmetic.reciprocal,
     "ReduceL2": arithmetic.reduce_l2,
@@ -62,6 +73,7 @@ RULES: Mapping[str, Rule] = {
     "ReduceSumSquare": arithmetic.reduce_sum_square,
     "Relu": arithmetic.relu,
     "Reshape": movement.reshape,
+    "Resize": images.resize,
     "Sigmoid": arithmetic.sigmoid,
     "Slice": movement.take_slice,
     "Softmax": arithmetic.softmax,

@@ -7,6 +7,7 @@ output, and returns the gradient of that input. It raises NoGradientError where 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -136,6 +137,24 @@ def sigmoid(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir.Va
     return tape.op("Mul", g, tape.op("Sub", y, tape.op("Mul", y, y)))
 
 
+def hard_sigmoid(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir.Value:
+    """Slope alpha between 0 and 1, else 0."""
+    x, y = required(node, 0), node.outputs[0]
+    zero, one = tape.scalar(x, 0.0), tape.scalar(x, 1.0)
+    within = tape.op("And", tape.op("Greater", y, zero), tape.op("Less", y, one))
+    return tape.times(tape.op("Where", within, g, zero), x, real(node, "alpha", 0.2))
+
+
+def hard_swish(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir.Value:
+    """The function x clip(x / 6 + 1 / 2, 0, 1): slope 0, then x / 3 + 1 / 2, then 1."""
+    x = required(node, 0)
+    middle = tape.op("Add", tape.times(x, x, 1 / 3), tape.scalar(x, 0.5))
+    beyond = tape.op("Greater", x, tape.scalar(x, 3.0))
+    slope = tape.op("Where", beyond, tape.scalar(x, 1.0), middle)
+    below = tape.op("Less", x, tape.scalar(x, -3.0))
+    return tape.op("Mul", g, tape.op("Where", below, tape.scalar(x, 0.0), slope))
+
+
 def tanh(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir.Value:
     """Slope 1 - y^2."""
     y = node.outputs[0]
@@ -201,8 +220,8 @@ def gelu(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir.Value
 def clip(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir.Value:
     """The operand that won gets the gradient: Clip's x, any operand of Max and Min."""
     own, y = required(node, index), node.outputs[0]
-    won = tape.op("Equal", own, y)
-    return add(tape, node, index, tape.op("Where", won, g, tape.scalar(y, 0.0)))
+    won = tape.cast_like(tape.op("Equal", own, y), y)  # Where is several times slower
+    return add(tape, node, index, tape.op("Mul", g, won))
 
 
 def where(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir.Value:
@@ -279,19 +298,32 @@ def batch_norm(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir
 
 
 def layer_norm(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir.Value:
-    """With u the normalised x and h = g scale: (h - mean(h) - u mean(h u)) / deviation."""
+    """Over the last axes."""
     if index != 0:
         raise NoGradientError(f"the parameters of '{node.name}' are not differentiated")
+    rank, scale = len(dims(required(node, 0))), operand(node, 1)
+    h = g if scale is None else tape.op("Mul", g, scale)
+    return _normalised(tape, node, h, range(integer(node, "axis", -1) % rank, rank))
+
+
+def instance_norm(tape: GradientTape, node: ir.Node, index: int, g: ir.Value) -> ir.Value:
+    """Over the axes of space; one scale a channel, axis 1."""
+    if index != 0:
+        raise NoGradientError(f"the parameters of '{node.name}' are not differentiated")
+    rank = len(dims(required(node, 0)))
+    wide = tape.ints([-1, *([1] * (rank - 2))])
+    h = tape.op("Mul", g, tape.op("Reshape", required(node, 1), wide))
+    return _normalised(tape, node, h, range(2, rank))
+
+
+def _normalised(tape: GradientTape, node: ir.Node, h: ir.Value, axes: Sequence[int]) -> ir.Value:
+    """With u the normalised x and h = g scale: (h - mean(h) - u mean(h u)) / deviation."""
     x = required(node, 0)
-    rank = len(dims(x))
-    axes = list(range(integer(node, "axis", -1) % rank, rank))
     centred = tape.op("Sub", x, tape.reduce("ReduceMean", x, axes))
     variance = tape.reduce("ReduceMean", tape.op("Mul", centred, centred), axes)
     epsilon = tape.scalar(x, real(node, "epsilon", 1e-5))
     deviation = tape.op("Sqrt", tape.op("Add", variance, epsilon))
     u = tape.op("Div", centred, deviation)
-    scale = operand(node, 1)
-    h = g if scale is None else tape.op("Mul", g, scale)
     along = tape.op("Mul", u, tape.reduce("ReduceMean", tape.op("Mul", h, u), axes))
     rest = tape.op("Sub", tape.op("Sub", h, tape.reduce("ReduceMean", h, axes)), along)
     return tape.op("Div", rest, deviation)

@@ -95,7 +95,7 @@ class GradientTape:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._tape = ir.tape.Tape(graph)
-        self._opset = graph.opset_imports.get("", 18)
+        self.opset = graph.opset_imports.get("", 18)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self.gradients: dict[ir.Value, ir.Value] = {}  # of forward values, summed so far
 
@@ -114,6 +114,13 @@ class GradientTape:
         name = f"{PREFIX}.{len(self._tape.nodes)}"
         out = ir.Value(name=name)
         return self._tape.op(op_type, inputs, attributes or None, name=name, output=out)
+
+    def second(self, op_type: str, *inputs: ir.Value, **attributes: Attribute) -> ir.Value:
+        """Append a node with two outputs; returns the second."""
+        name = f"{PREFIX}.{len(self._tape.nodes)}"
+        outs = [ir.Value(name=name), ir.Value(name=f"{name}.second")]
+        self._tape.op_multi_out(op_type, inputs, attributes or None, name=name, outputs=outs)
+        return outs[1]
 
     def accumulate(self, value: ir.Value, gradient: ir.Value) -> None:
         """Add to the gradient of a forward value."""
@@ -145,13 +152,19 @@ class GradientTape:
         fill = ir.tensor(np.full(1, number, dtype=value.dtype.numpy()))
         return self.op("ConstantOfShape", self.op("Shape", value), value=fill)
 
+    def cast_like(self, value: ir.Value, like: ir.Value) -> ir.Value:
+        """`value` in the type of `like`."""
+        if like.dtype is None:
+            raise NoGradientError(f"the type of '{like.name}' is unknown")
+        return self.op("Cast", value, to=int(like.dtype))
+
     def times(self, gradient: ir.Value, like: ir.Value, number: float) -> ir.Value:
         """`gradient` times a number; nothing is appended for 1."""
         return gradient if number == 1 else self.op("Mul", gradient, self.scalar(like, number))
 
     def reduce(self, op_type: str, value: ir.Value, axes: Sequence[int]) -> ir.Value:
         """ReduceSum or ReduceMean over `axes`, which stay as length 1."""
-        if op_type == "ReduceSum" or self._opset >= 18:
+        if op_type == "ReduceSum" or self.opset >= 18:
             return self.op(op_type, value, self.ints(axes), keepdims=1)
         return self.op(op_type, value, axes=list(axes), keepdims=1)
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from rankc.graph import Readers
+from rankc.windows import Window
 
 Floats = NDArray[np.float64]
 
@@ -43,15 +44,18 @@ class Skip:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Moments:
-    """First and second moment of a vector over the calibration rows, in float64."""
+    """First and second moment of a vector over the calibration rows, in float64.
+
+    Of the patches of a convolution there is one of each for every group, in a leading axis.
+    """
 
     count: int
-    mean: Floats  # (n,)
-    second: Floats  # E[x xT], (n, n)
+    mean: Floats  # (n,) or (groups, n)
+    second: Floats  # E[x xT], (n, n) or (groups, n, n)
 
     @property
     def covariance(self) -> Floats:
-        return self.second - np.outer(self.mean, self.mean)
+        return self.second - self.mean[..., :, None] * self.mean[..., None, :]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ class SiteStats:
 class Probe:
     """Which tensors of the graph calibration has to watch for a site."""
 
-    inputs: str | None = None  # value whose moments are wanted
+    inputs: str | None = None  # value whose moments are wanted: of its rows (last axis)
+    window: Window | None = None  # or of its patches; channels are then the second axis
     indices: tuple[str, ...] = ()  # integer values whose accesses are counted
     outputs: tuple[str, ...] = ()  # the values that a rewrite changes
     graded: bool = True  # the logit's gradient is wanted there, or else one measured number
@@ -147,8 +152,15 @@ class Pass(Protocol):
         """What the site costs now."""
         ...
 
-    def solve(self, model: ir.Model, site: Site, stats: SiteStats) -> Any:
-        """The decomposition of the site, once for all ranks: what `cost` and `rewrite` take."""
+    def solve(self, model: ir.Model, site: Site, stats: SiteStats, form: str = "") -> Any:
+        """The decomposition of the site, once for all ranks: what `cost` and `rewrite` take.
+
+        With a `form`, of that one alone.
+        """
+        ...
+
+    def settle(self, site: Site, stats: SiteStats, solution: Any, rank: int, form: str) -> Any:
+        """The solution for that rank alone, as good as it gets at whatever price."""
         ...
 
     def cost(self, site: Site, solution: Any) -> Curve:

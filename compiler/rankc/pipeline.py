@@ -21,13 +21,14 @@ from rankc.errors import Exit, ModelError, RecipeError
 from rankc.intake import Intake, ask_original, load, open_original, stamp
 from rankc.lowering import EngineResult, lower
 from rankc.lowering.result import tolerance
+from rankc.macs import count_macs
 from rankc.packing import staging, write_golden, write_manifest
 from rankc.passbase import ExactPass, Pass
 from rankc.passes import split
 from rankc.passes.gather_fusion import ID_RANGES
-from rankc.planning import Plan, Unit
+from rankc.planning import Amounts, Plan
 from rankc.progress import Progress, SilentProgress
-from rankc.recipe import Recipe
+from rankc.recipe import Budget, Recipe, Unit
 from rankc.recipe_load import build_passes, load_recipe, lock, resolved
 from rankc.report import failures, write_reports
 from rankc.rewriting import Sites, finish, fit
@@ -153,20 +154,18 @@ def _compress_alone(job: _Job, tell: Progress) -> tuple[Plan, ir.Model]:
     sites = Sites.of(model, job.passes)
     known = _calibrate(job, model, sites, tell)
     with tell.stage("plan") as stage, tempfile.TemporaryDirectory(prefix="rankc-") as folder:
-        unit, budget = _budget(job)
+        budgets, planning = _budget(job), job.recipe.planning
+        units: list[Unit] = [one.unit for one in budgets if one.unit != "ms"] or ["bytes"]
 
-        def weigh(candidate: ir.Model) -> int:
-            if unit == "parameters":
-                return graph.parameters(candidate)
-            path = Path(folder) / "model.onnx"
-            save(candidate, path)
-            return sum(file.stat().st_size for file in Path(folder).iterdir())
+        def weigh(candidate: ir.Model) -> Amounts:
+            return {unit: _weight(candidate, unit, Path(folder)) for unit in units}
 
-        plan, finished = fit(model, sites, known.stats, job.exact, weigh, budget=budget, unit=unit)
-        limit = "" if budget is None else f" of a budget of {budget:,}"
+        plan, finished = fit(
+            model, sites, known.stats, job.exact, weigh, budgets=budgets, planning=planning
+        )
         stage.note(
-            f"{len(plan.choices)} rewrites, {len(plan.skips)} left alone, "
-            f"{plan.planned:,}{limit} {unit}, {100 * plan.gap:.1f} % from the bound"
+            f"{len(plan.choices)} rewrites, {len(plan.skips)} left alone, {plan.spent}, "
+            f"{100 * plan.gap:.1f} % from the bound"
         )
     return plan, finished
 
@@ -227,25 +226,41 @@ def _by_perturbation(known: Calibration) -> str:
     return f"; without a gradient, perturbed: {', '.join(names[:3])}{more}" if names else ""
 
 
-def _budget(job: _Job) -> tuple[Unit, int | None]:
-    """The unit, and how much of it the finished model may take.
+def _budget(job: _Job) -> tuple[Budget, ...]:
+    """How much of each unit the finished model may take; a share only of the milliseconds.
 
     Raises:
         RecipeError: passes that need a budget have none.
     """
-    budget = job.recipe.budget
-    if budget is None:
-        if any(pass_.rank is None for pass_ in job.passes):
-            raise RecipeError(
-                "budget: none is given, and a pass has no rank of its own; add for example "
-                "`budget: {keep_ratio: 0.25}`, or `rank: 16` to the pass"
-            )
-        return "bytes", None
-    if budget.max is not None:
-        return budget.unit, budget.max
-    assert budget.keep_ratio is not None
-    whole = job.taken.size_bytes if budget.unit == "bytes" else graph.parameters(job.taken.model)
-    return budget.unit, int(budget.keep_ratio * whole)
+    budgets = job.recipe.budget
+    if not budgets and any(pass_.rank is None for pass_ in job.passes):
+        raise RecipeError(
+            "budget: none is given, and a pass has no rank of its own; add for example "
+            "`budget: {keep_ratio: 0.25}`, or `rank: 16` to the pass"
+        )
+    return tuple(
+        budget
+        if budget.keep_ratio is None or budget.unit == "ms"
+        else Budget(budget.unit, max=max(int(budget.keep_ratio * _original(job, budget.unit)), 1))
+        for budget in budgets
+    )
+
+
+def _original(job: _Job, unit: Unit) -> int:
+    return job.taken.size_bytes if unit == "bytes" else _weight(job.taken.model, unit, Path())
+
+
+def _weight(model: ir.Model, unit: Unit, folder: Path) -> int:
+    """What a model takes of a unit; a file is written to the folder and measured."""
+    if unit == "parameters":
+        return graph.parameters(model)
+    if unit == "macs":
+        macs, unknown = count_macs(model.clone())
+        if macs is None:
+            raise RecipeError(f"budget: macs of the model cannot be counted: {unknown}")
+        return macs
+    save(model, folder / "model.onnx")
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def _in_range(job: _Job, model: ir.Model) -> _Job:

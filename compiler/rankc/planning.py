@@ -1,53 +1,44 @@
-"""Choose a rank for every site so that the budget holds and the predicted damage is least.
+"""Choose a rank for every site so that the budgets hold and the predicted damage is least.
 
-Each site offers points (cost, loss): left dense, or rewritten at some rank. Only the lower convex
-hull of a site can be best for some price of a byte; walking the segments of all hulls in the order
-of loss saved per unit of cost is optimal at every budget that the walk stops at exactly (Lagrange;
-Everett 1963). What is left of the budget is filled greedily with any point that fits. The dual
-value at the last price bounds what any plan could reach, so a plan states how far from it it is.
-Numbers only: no ONNX here.
+Each site offers points (costs, loss): left dense, or rewritten at some rank of some form. Which to
+take is a multiple-choice knapsack (`knapsack.py`); other ways to choose are there to be held
+against it (`strategies.py`). A plan states how far from the best it can be, and in one line why
+each site becomes what it becomes. Numbers only: no ONNX here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rankc import reasons, strategies
 from rankc.errors import RecipeError
-from rankc.graph import Readers
-from rankc.passbase import Curve, Dense, Site, Skip
+from rankc.knapsack import Answer, solve
+from rankc.knapsack_points import Floats, Offer
+from rankc.offers import DENSE, Candidate, Offered, parts
+from rankc.passbase import Skip
+from rankc.recipe import Planning, Unit
 
-Unit = Literal["bytes", "parameters"]
+__all__ = [
+    "Amounts",
+    "BudgetError",
+    "Candidate",
+    "Choice",
+    "Limit",
+    "Plan",
+    "make_plan",
+    "smallest_plan",
+]
+
+Amounts = Mapping[Unit, float]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Candidate:
-    """A site with everything it could become."""
-
-    site: Site
-    dense: Dense
-    curve: Curve
-    forced: int | None = None  # leaves no choice but that rank
-    read_by: Readers | None = None  # what a decoder at the site would be folded into
-
-    def costs(self, unit: Unit) -> tuple[int, NDArray[np.int64]]:
-        """Of the site left dense, and at every rank, in the finished model.
-
-        Every unit of rank keeps its columns in the layers that read the site alive.
-        """
-        name = "size_bytes" if unit == "bytes" else "parameters"
-        dense, ranked = int(getattr(self.dense, name)), getattr(self.curve, name)
-        if self.read_by is None or self.curve.decoder is None:
-            return dense, ranked
-        scalar, columns = (4 if unit == "bytes" else 1), self.read_by.columns
-        folded = self.curve.ranks * columns - self.curve.decoder * self.read_by.linear
-        return dense + scalar * columns * self.site.shape[1], ranked + scalar * folded
+class BudgetError(RecipeError):
+    """No plan keeps the budgets."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,7 +50,7 @@ class Choice:
     shape: tuple[int, int]
     rank: int
     form: str  # what it is emitted as; empty: the pass has one form only
-    full_rank: int
+    full_rank: int  # of that form
     error: float  # share of the variance of the site's output that is lost
     loss: float  # expected squared change of the logit
     parameters: int
@@ -68,6 +59,16 @@ class Choice:
     dense_parameters: int
     dense_macs: int
     dense_size_bytes: int
+    reason: str  # in one line, for people
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limit:
+    """What the whole model may take of one unit, and takes."""
+
+    unit: Unit
+    budget: float | None  # None: no budget is set
+    planned: float  # what the model is predicted to take, or takes where it was weighed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,163 +77,214 @@ class Plan:
 
     choices: tuple[Choice, ...]
     skips: tuple[Skip, ...]
-    unit: Unit
-    budget: int | None  # for the whole model, in `unit`
-    planned: int  # what the whole model is predicted to cost
+    limits: tuple[Limit, ...]  # one a budget; without a budget one, in bytes
     loss: float  # sum over the choices
-    bound: float  # no plan within the budget loses less, by the same predictions
+    bound: float  # no plan within the budgets loses less, by the same predictions
+    exact: bool = False  # and none loses less than this one
+    strategy: Literal["optimal", "greedy", "uniform"] = "optimal"
 
     @property
     def gap(self) -> float:
         """How far from optimal the plan can be at most: 0.01 is one per cent."""
         return 0.0 if self.loss <= 0 else (self.loss - self.bound) / self.loss
 
+    @property
+    def spent(self) -> str:
+        """What it takes of which budget, in words."""
+        parts = []
+        for limit in self.limits:
+            planned, unit = reasons.amount(limit.unit, limit.planned), reasons.WORDS[limit.unit]
+            of = ""
+            if limit.budget is not None:
+                of = f" of a budget of {reasons.amount(limit.unit, limit.budget)}"
+            parts.append(f"{planned}{of} {unit}")
+        return ", ".join(parts)
+
     def to_json(self) -> str:
         """plan.json: sorted keys, the same bytes for the same plan."""
-        fields: dict[str, Any] = dataclasses.asdict(self) | {"format": 1, "gap": self.gap}
+        fields: dict[str, Any] = dataclasses.asdict(self) | {"format": 2, "gap": self.gap}
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Point:
-    cost: int
-    loss: float
-    index: int | None  # into the curve; None: dense
 
 
 def make_plan(
     candidates: Sequence[Candidate],
     skips: Sequence[Skip],
     *,
-    budget: int | None,
-    unit: Unit = "bytes",
-    fixed: int = 0,
+    budgets: Amounts | None = None,
+    fixed: Amounts | None = None,
+    planning: Planning | None = None,
 ) -> Plan:
-    """The plan of least predicted loss whose cost, `fixed` included, is within `budget`.
+    """The plan of least predicted loss whose costs, the fixed ones included, keep every budget.
 
-    Without a budget every candidate has to be forced to a rank.
+    Args:
+        candidates: the sites.
+        skips: what is left alone already.
+        budgets: the most that the model may take of each unit. Without any, every site becomes the
+            smallest that it can; meant for candidates that are forced to a rank.
+        fixed: what the model takes of each unit besides the sites.
+        planning: how to choose; by default as a recipe does that says nothing.
 
     Raises:
-        RecipeError: no plan fits the budget; says what the smallest would take.
+        BudgetError: nothing keeps the budgets; says what the smallest would take.
+        RecipeError: milliseconds are limited, and a candidate has no times.
     """
-    offers = [_points(candidate, unit) for candidate in candidates]
-    picked = [min(offer, key=lambda p: (p.cost, p.loss)) for offer in offers]
-    spent = fixed + sum(point.cost for point in picked)
-    bound = sum(point.loss for point in picked)
-    if budget is not None:
-        if spent > budget:
-            raise RecipeError(
-                f"budget: {budget:,} {unit} cannot be met: the smallest these passes can make of "
-                f"the model takes {spent:,}; raise the budget or widen their targets"
-            )
-        picked, bound = _walk(offers, picked, budget - spent)
-    return _assemble(candidates, picked, skips, unit, budget, fixed, bound)
+    if not budgets:
+        return smallest_plan(candidates, skips, budgets={}, fixed=fixed, planning=planning)
+    planning, fixed = planning or Planning(), fixed or {}
+    offered = [Offered.of(candidate, tuple(budgets), planning) for candidate in candidates]
+    limits = np.array([_limit(unit, most, fixed) for unit, most in budgets.items()])
+    answer = _choose(offered, limits, planning)
+    if answer is None:
+        raise BudgetError(_refusal(offered, limits, budgets, fixed))
+    return _assemble(offered, answer, skips, budgets, fixed, planning)
 
 
-def _points(candidate: Candidate, unit: Unit) -> list[_Point]:
-    """What a site may become, cheapest first: dense, and every rank that costs less than dense."""
-    curve, (unchanged, cost) = candidate.curve, candidate.costs(unit)
-    dense = _Point(unchanged, 0.0, None)
-    if candidate.forced is not None:
-        at = min(int(curve.ranks.searchsorted(candidate.forced)), len(curve.ranks) - 1)
-        return [_Point(int(cost[at]), float(curve.loss[at]), at)]
-    ranked = [_Point(int(c), float(curve.loss[i]), i) for i, c in enumerate(cost)]
-    return sorted([p for p in ranked if p.cost < dense.cost] + [dense], key=lambda p: p.cost)
+def smallest_plan(
+    candidates: Sequence[Candidate],
+    skips: Sequence[Skip],
+    *,
+    budgets: Amounts,
+    fixed: Amounts | None = None,
+    planning: Planning | None = None,
+) -> Plan:
+    """Every site as small as it gets, whatever is lost; arguments as of `make_plan`.
+
+    Smallest by the sum of the shares of the budgets that it takes; without budgets, in bytes.
+    """
+    planning, fixed = planning or Planning(), fixed or {}
+    counted: dict[Unit, float | None] = {**budgets} or {"bytes": None}
+    offered = [Offered.of(candidate, tuple(counted), planning) for candidate in candidates]
+    room = [1 if m is None else _limit(unit, m, fixed) for unit, m in counted.items()]
+    takes = [(one.offer.costs / np.maximum(room, 1.0)).sum(axis=1) for one in offered]
+    pairs = zip(offered, takes, strict=True)
+    picked = [int(np.lexsort((one.offer.loss, size))[0]) for one, size in pairs]
+    loss = _lost(offered, picked)
+    answer = Answer(tuple(picked), loss, loss, True)
+    return _assemble(offered, answer, skips, counted, fixed, planning)
 
 
-def _hull(points: Sequence[_Point]) -> list[_Point]:
-    """The lower convex hull, from the cheapest point on: loss falls ever slower."""
-    hull: list[_Point] = []
-    for point in points:
-        if hull and point.loss >= hull[-1].loss:
-            continue
-        while hull and point.cost == hull[-1].cost:
-            hull.pop()
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    return hull
+def _lost(offered: Sequence[Offered], picked: Sequence[int]) -> float:
+    return float(sum(one.offer.loss[point] for one, point in zip(offered, picked, strict=True)))
 
 
-def _slope(a: _Point, b: _Point) -> float:
-    return (a.loss - b.loss) / (b.cost - a.cost)
+def _limit(unit: Unit, budget: float, fixed: Amounts) -> float:
+    """What is left for the sites, in whole parts."""
+    left = (budget - fixed.get(unit, 0)) * parts(unit)
+    return float(np.floor(left + (1e-6 if unit == "ms" else 0.0)))  # 0.29 ms is 290,000 ns
 
 
-def _walk(
-    offers: Sequence[Sequence[_Point]], start: Sequence[_Point], slack: int
-) -> tuple[list[_Point], float]:
-    """Buy hull segments by loss saved per cost, then fill up; also the dual bound on the loss."""
-    picked, bound = list(start), sum(p.loss for p in start)
-    for saved_per_cost, k, point in _segments(offers):
-        price = point.cost - picked[k].cost
-        if price > slack:
-            bound -= saved_per_cost * slack  # the bound may buy a fraction of a segment
-            break
-        bound -= picked[k].loss - point.loss
-        picked[k], slack = point, slack - price
-    return _fill(offers, picked, slack), max(bound, 0.0)
+def _choose(offered: Sequence[Offered], limits: Floats, planning: Planning) -> Answer | None:
+    offers = [one.offer for one in offered]
+    best = solve(offers, limits)
+    if planning.strategy == "optimal" or best is None:
+        return best
+    rule = strategies.greedy if planning.strategy == "greedy" else strategies.uniform
+    picked = rule(offers, np.array([one.dense for one in offered]), limits)
+    if picked is None:
+        return None
+    loss = _lost(offered, picked)
+    return Answer(picked, loss, min(best.bound, loss), loss <= best.bound)
 
 
-def _segments(offers: Sequence[Sequence[_Point]]) -> list[tuple[float, int, _Point]]:
-    """(loss saved per cost, which site, where it leads) of every hull segment, best first."""
-    found = [
-        (_slope(a, b), k, b)
-        for k, offer in enumerate(offers)
-        for hull in [_hull(offer)]
-        for a, b in itertools.pairwise(hull)
-    ]
-    return sorted(found, key=lambda s: (-s[0], s[1], s[2].cost))
+def _refusal(offered: Sequence[Offered], limits: Floats, budgets: Amounts, fixed: Amounts) -> str:
+    """The smallest that can be, for each unit: by itself, or else with the other budgets kept."""
+    units = tuple(budgets)
+    head = f"budget: {' with '.join(map(reasons.measured, units, budgets.values()))} cannot be met"
+    least = sum((one.offer.costs.min(axis=0) for one in offered), np.zeros(len(units)))
+    alone = [_whole(unit, n, fixed) for unit, n in zip(units, least.tolist(), strict=True)]
+    if len(units) == 1:
+        takes = reasons.amount(units[0], alone[0])
+        small = f"the smallest these passes can make of the model takes {takes}"
+        return f"{head}: {small}; raise the budget or widen their targets"
+    if (least > limits).any():
+        each = ", ".join(map(reasons.measured, units, alone))
+        how = f"by themselves the smallest these passes can make of the model are {each}"
+    else:
+        head, how = f"{head} together", _conflict(offered, units, limits, fixed)
+    return f"{head}: {how}; raise a budget or widen the passes' targets"
 
 
-def _fill(offers: Sequence[Sequence[_Point]], picked: list[_Point], slack: int) -> list[_Point]:
-    """Spend what is left on the step that saves most, any point of any site, while one fits."""
-    while True:
-        steps = [
-            (picked[k].loss - point.loss, -point.cost, -k, point)
-            for k, offer in enumerate(offers)
-            for point in offer
-            if point.cost - picked[k].cost <= slack and point.loss < picked[k].loss
-        ]
-        if not steps:
-            return picked
-        _, _, last, point = max(steps, key=lambda step: step[:3])  # of equals the first site's
-        slack -= point.cost - picked[-last].cost
-        picked[-last] = point
+def _conflict(
+    offered: Sequence[Offered], units: Sequence[Unit], limits: Floats, fixed: Amounts
+) -> str:
+    """The smallest in each unit while the others keep their budgets."""
+    found = []
+    for j, unit in enumerate(units):
+        others = np.arange(len(units)) != j
+        offers = [Offer(o.offer.costs[:, others], o.offer.costs[:, j]) for o in offered]
+        answer = solve(offers, limits[others])
+        if answer is not None:
+            found.append(reasons.measured(unit, _whole(unit, answer.loss, fixed)))
+    least = " or ".join(found) or "not known"
+    return (
+        f"with the other budgets kept, the smallest these passes can make of the model is {least}"
+    )
+
+
+def _whole(unit: Unit, sites: float, fixed: Amounts) -> float:
+    """What the whole model takes, of what its sites take in parts."""
+    total = sites / parts(unit) + fixed.get(unit, 0)
+    return round(total, 6) if unit == "ms" else round(total)
 
 
 def _assemble(
-    candidates: Sequence[Candidate],
-    picked: Sequence[_Point],
+    offered: Sequence[Offered],
+    answer: Answer,
     skips: Sequence[Skip],
-    unit: Unit,
-    budget: int | None,
-    fixed: int,
-    bound: float,
+    budgets: Mapping[Unit, float | None],
+    fixed: Amounts,
+    planning: Planning,
 ) -> Plan:
-    choices, kept = [], []
-    for candidate, point in zip(candidates, picked, strict=True):
-        site, curve, dense, at = candidate.site, candidate.curve, candidate.dense, point.index
-        if at is None:
-            kept.append(Skip(site.pass_name, site.name, "left dense: no rank pays at this budget"))
-            continue
-        choices.append(
-            Choice(
-                site.pass_name,
-                site.name,
-                site.shape,
-                int(curve.ranks[at]),
-                curve.form(at),
-                site.full_rank,
-                float(curve.error[at]),
-                float(curve.loss[at]),
-                int(curve.parameters[at]),
-                int(curve.macs[at]),
-                int(curve.size_bytes[at]),
-                dense.parameters,
-                dense.macs,
-                dense.size_bytes,
-            )
-        )
-    planned = fixed + sum(point.cost for point in picked)
-    loss = sum(point.loss for point in picked)
-    return Plan(tuple(choices), (*skips, *kept), unit, budget, planned, loss, min(bound, loss))
+    choices, kept, units = [], list(skips), tuple(budgets)
+    for one, point in zip(offered, answer.picked, strict=True):
+        site = one.candidate.site
+        if one.entries[point] == DENSE:
+            kept.append(Skip(site.pass_name, site.name, one.why_dense(point, units[0])))
+        else:
+            choices.append(_choice(one, point, units))
+    picked = zip(offered, answer.picked, strict=True)
+    spent = sum((one.offer.costs[point] for one, point in picked), np.zeros(len(units)))
+    limits = [
+        Limit(unit, most, _whole(unit, takes, fixed))
+        for (unit, most), takes in zip(budgets.items(), spent.tolist(), strict=True)
+    ]
+    return Plan(
+        tuple(choices),
+        tuple(kept),
+        tuple(limits),
+        answer.loss,
+        answer.bound,
+        answer.exact,
+        planning.strategy,
+    )
+
+
+def _choice(one: Offered, point: int, units: Sequence[Unit]) -> Choice:
+    site, dense, curve = one.candidate.site, one.candidate.dense, one.candidate.curve
+    at = int(one.entries[point])
+    shares = one.offer.costs[point] / np.maximum(one.dense, 1.0)
+    up = one.next_up(point)
+    form, full = curve.form(at), one.full_rank(at)
+    name = f"rank {curve.ranks[at]} of {full}{form and f' as {form}'}"
+    return Choice(
+        site.pass_name,
+        site.name,
+        site.shape,
+        int(curve.ranks[at]),
+        form,
+        full,
+        float(curve.error[at]),
+        float(curve.loss[at]),
+        int(curve.parameters[at]),
+        int(curve.macs[at]),
+        int(curve.size_bytes[at]),
+        dense.parameters,
+        dense.macs,
+        dense.size_bytes,
+        reasons.rewritten(
+            name,
+            list(zip(units, shares.tolist(), strict=True)),
+            float(curve.loss[at]),
+            None if up is None else one.step(point, up, units[0]),
+        ),
+    )

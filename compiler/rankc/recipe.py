@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import BeforeValidator, WithJsonSchema
 
 Goal = Literal[
     "threshold",
@@ -20,6 +22,10 @@ Goal = Literal[
 Metric = Literal[
     "auc",
     "logloss",
+    "accuracy_top1",
+    "accuracy_top5",
+    "top1_agreement",
+    "kl_div",
     "max_abs_err",
     "mean_abs_err",
     "cosine",
@@ -35,17 +41,51 @@ Metric = Literal[
     "latency_ratio",
 ]
 
+Unit = Literal["bytes", "parameters", "macs", "ms"]  # what a budget counts
+
 Count = Annotated[int, Ge(1)]
+
+
+def _listed(value: Any) -> Any:
+    """A value by itself is a list of one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+_NUMBER = {"type": "number"}
+PerChannel = Annotated[
+    tuple[float, ...],
+    MinLen(1),
+    BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [_NUMBER, {"type": "array", "items": _NUMBER, "minItems": 1}]}),
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Images:
+    """How the images of a folder become the model's input: value = (pixel - mean) / scale."""
+
+    mean: PerChannel  # of pixels from 0 to 255, as in training; one number, or one a channel
+    scale: PerChannel  # like mean; 255 with a mean of 0 gives values from 0 to 1
+    # pixels of the shorter side, before the model's size is cut out of the centre; left out, the
+    # fewest that cover it
+    resize: Count | None = None
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (*self.mean, *self.scale))) or 0 in self.scale:
+            raise ValueError("mean and scale must be finite, and scale not 0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DataSpec:
-    """Where rows come from: .npz, a folder of .npy, .parquet, .csv, or `module.py:function`."""
+    """Where rows come from: .npz, a folder of .npy or of images, .parquet, .csv, or code."""
 
-    path: Annotated[str, MinLen(1)]  # relative to the recipe
-    batch_size: Count = 1024
-    rows: Count | None = None  # read at most this many
-    label: str | None = None  # array or column with the target; validation only
+    path: Annotated[str, MinLen(1)]  # relative to the recipe; code is `module.py:function`
+    batch_size: Count = 1024  # rows in memory at once; of images no more than fit into 16 MiB
+    rows: Count | None = None  # read at most this many; of images those that lie evenly spaced
+    # array or column with the target; of images `folder`: each class has a sub-folder; validation
+    # only
+    label: str | None = None
+    image: Images | None = None  # for a folder of images, and needed there
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,14 +100,45 @@ class Data:
 class Budget:
     """How large the result may be: `max` in the unit, or `keep_ratio` of the original."""
 
-    unit: Literal["bytes", "parameters"] = "bytes"  # what is counted, over all weights
+    # what is counted: bytes of the file, parameters, multiply-accumulates of a row, or predicted
+    # milliseconds of the layers that passes can rewrite, on the target that was profiled
+    unit: Unit = "bytes"
     keep_ratio: Annotated[float, Gt(0), Le(1)] | None = None  # share of the original, in (0, 1]
-    max: Count | None = None  # the most that the result may have, in the unit
+    max: Annotated[float, Gt(0)] | None = None  # the most that the result may have, in the unit
 
     def __post_init__(self) -> None:
         if (self.keep_ratio is None) == (self.max is None):
             given = "neither" if self.max is None else "both"
             raise ValueError(f"give exactly one of keep_ratio and max ({given} is given)")
+        if self.max is not None and self.unit != "ms":
+            if self.max != int(self.max):
+                raise ValueError(f"max must be a whole number of {self.unit}, not {self.max}")
+            object.__setattr__(self, "max", int(self.max))
+
+
+def _budgets(value: Any) -> Any:
+    """One by itself is a list of one, and null is none."""
+    return () if value is None else _listed(value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Planning:
+    """How a rank is chosen for every site. Sites with a `rank` of their own are not asked."""
+
+    # optimal: the least predicted loss within the budget; greedy (as AIMET's) and uniform are what
+    # it can be held against
+    strategy: Literal["optimal", "greedy", "uniform"] = "optimal"
+    min_rank: Count = 1  # no rank below it
+    floor: Annotated[float, Ge(0), Le(1)] = 0.0  # no rank below this share of the full rank
+    cap: Annotated[float, Gt(0), Le(1)] = 1.0  # no rank above it: dense is then the next choice
+    # what tells how much an error at a site matters: the output's gradient, one run of the model
+    # with the site perturbed, or runs at several ranks of it and the KL divergence of the output
+    sensitivity: Literal["gradient", "perturbation", "kl"] = "gradient"
+    rows: Count = 256  # calibration rows that `kl` and `perturbation` are measured on
+
+    def __post_init__(self) -> None:
+        if self.floor > self.cap:
+            raise ValueError(f"floor {self.floor} is above cap {self.cap}: no rank is left")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,7 +219,10 @@ class Recipe:
     model: Annotated[str, MinLen(1)]  # the ONNX file, relative to the recipe
     data: Data
     passes: tuple[PassSpec, ...]  # what may be done, each at most once
-    budget: Budget | None = None  # without it every site keeps what its pass alone thinks right
+    # one, or a list with one a unit, all of which must hold; without it every site keeps what its
+    # pass alone thinks right
+    budget: Annotated[tuple[Budget, ...], BeforeValidator(_budgets)] = ()
+    planning: Planning = Planning()
     gates: tuple[Gate, ...] = ()  # the exit code tells whether they hold
     latency: Latency = Latency()
     lower: tuple[Target, ...] = (Target("onnxruntime"),)

@@ -25,7 +25,7 @@ from rankc.recipe_yaml import Document, Steps, dotted, read
 
 PassTypes = Sequence[type[Any]]
 ALL_PASSES: PassTypes = (*EXACT_PASSES, *PASSES)
-LOCKED = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu")
+LOCKED = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "pillow")
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -200,14 +200,14 @@ def _validate(kind: type[Any], value: Any, steps: Steps) -> tuple[Any, list[_Pro
         details = error.errors()
         # A list that is short of its bad entries is not another mistake.
         inner = {d["loc"][:-1] for d in details if d["loc"]}
-        return None, [_translate(d, steps) for d in details if d["loc"] not in inner]
+        return None, [_translate(d, steps, value) for d in details if d["loc"] not in inner]
     except RecipeError as error:  # a pass that checks its own options
         return None, [_Problem(steps, str(error))]
 
 
-def _translate(detail: ErrorDetails, steps: Steps) -> _Problem:
+def _translate(detail: ErrorDetails, steps: Steps, value: Any) -> _Problem:
     kind, got, context = detail["type"], detail["input"], detail.get("ctx", {})
-    where = (*steps, *detail["loc"])
+    where = (*steps, *_as_written(detail["loc"], value))
     if kind in ("missing", "missing_argument"):
         return _Problem(where, "required, and not given")
     if kind == "value_error":
@@ -222,15 +222,27 @@ def _translate(detail: ErrorDetails, steps: Steps) -> _Problem:
     return _Problem(where, f"{text}, got {_show(got)}")
 
 
+def _as_written(steps: Steps, value: Any) -> Iterator[str | int]:
+    """The steps without those into a list of one that was written as its entry."""
+    for step in steps:
+        if isinstance(step, str) or isinstance(value, list):
+            yield step
+            value = dict(enumerate(value)) if isinstance(value, list) else value
+            value = value.get(step) if isinstance(value, dict) else None
+
+
 def _contradictions(recipe: Recipe) -> Iterator[_Problem]:
     """Parts that are right by themselves and wrong together."""
     for index, gate in enumerate(recipe.gates):
         if problem := _undecidable(gate, recipe):
             yield _Problem(("gates", index), *problem)
-    names = [target.name for target in recipe.lower]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            yield _Problem(("lower", index), f"{name} is listed twice")
+    for key, names in (
+        ("lower", [target.name for target in recipe.lower]),
+        ("budget", [budget.unit for budget in recipe.budget]),
+    ):
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield _Problem((key, index), f"{name} is listed twice")
 
 
 def _undecidable(gate: Gate, recipe: Recipe) -> tuple[str, str] | None:
@@ -241,7 +253,8 @@ def _undecidable(gate: Gate, recipe: Recipe) -> tuple[str, str] | None:
     )
     if validation is None and not counted:
         return f"{gate.metric} needs validation data", "add data.validation"
-    if gate.metric in ("auc", "logloss") and validation is not None and validation.label is None:
+    labelled = gate.metric in ("auc", "logloss", "accuracy_top1", "accuracy_top5")
+    if labelled and validation is not None and validation.label is None:
         return f"{gate.metric} needs labels", "name their array or column: data.validation.label"
     timed = gate.metric in ("latency_ms", "latency_ratio")
     if timed and gate.batch not in sizes:
@@ -295,6 +308,8 @@ def resolved(recipe: Recipe, *, pass_types: PassTypes = ALL_PASSES) -> str:
     """
     tree = dataclasses.asdict(recipe)
     del tree["folder"]
+    if len(recipe.budget) == 1:
+        (tree["budget"],) = tree["budget"]
     tree["passes"] = [
         {spec.name: _options(built)}
         for spec, built in zip(recipe.passes, _instances(recipe, pass_types), strict=True)

@@ -14,10 +14,23 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter
 
-from rankc.recipe import Budget, Data, DataSpec, Gate, Latency, Profile, Recipe, Target
+from rankc.recipe import (
+    Budget,
+    Data,
+    DataSpec,
+    Gate,
+    Images,
+    Latency,
+    Planning,
+    Profile,
+    Recipe,
+    Target,
+)
 from rankc.recipe_load import ALL_PASSES, PassTypes, option_types
 
-_SECTIONS = (Recipe, Data, DataSpec, Budget, Gate, Latency, Target, Profile)
+_SECTIONS = (
+    Recipe, Data, DataSpec, Images, Budget, Planning, Gate, Latency, Target, Profile
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -114,6 +127,9 @@ def schema_text(*, pass_types: PassTypes = ALL_PASSES) -> str:
     entries = [_pass_entry(kind) for kind in pass_types]
     names = {"enum": [kind.name for kind in pass_types]}
     schema["properties"]["passes"]["items"] = {"anyOf": [names, *entries]}
+    budget = schema["properties"]["budget"]
+    several = {"type": budget.pop("type"), "items": budget.pop("items")}
+    budget["anyOf"] = [several["items"], several, {"type": "null"}]
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A rankc recipe"}
     whole = {**schema, **head, "$defs": definitions}
     return json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -184,7 +200,9 @@ def _heading(kind: type[Any]) -> str:
         Recipe: "Top level",
         Data: "`data`",
         DataSpec: "`data.calibration`, `data.validation`",
-        Budget: "`budget`",
+        Images: "`data.calibration.image`, `data.validation.image`",
+        Budget: "`budget`, `budget[]`",
+        Planning: "`planning`",
         Gate: "`gates[]`",
         Latency: "`latency`",
         Target: "`lower[]`",

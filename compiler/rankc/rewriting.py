@@ -1,9 +1,9 @@
-"""Plan, rewrite, weigh, and plan again until the finished model fits the budget.
+"""Plan, rewrite, weigh, and plan again until the finished model fits the budgets.
 
 A plan predicts the size of what it leads to; the exact passes then fold, group and share, so the
 file is a few kilobytes off. What the file weighs more than predicted goes into the next plan as a
 fixed cost. Two or three rounds settle it; the plan is pure arithmetic and a rewrite takes well
-under a second.
+under a second. Milliseconds are not weighed: what the plan predicts counts.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from typing import Any
 
 import onnx_ir as ir
 
+from rankc import reasons
 from rankc.errors import RecipeError
-from rankc.passbase import CalibrationStats, ExactPass, Pass, Site, Skip
-from rankc.planning import Candidate, Plan, Unit, make_plan
+from rankc.passbase import CalibrationStats, ExactPass, Pass, Site, Skip, Times
+from rankc.planning import Amounts, BudgetError, Candidate, Limit, Plan, make_plan, smallest_plan
+from rankc.recipe import Budget, Planning, Unit
 
 LEARNING = 5  # rounds in which the prices follow what the last plan weighed
 BISECTIONS = 10
-SETTLED = 0.002  # of the budget may be left unused
+SETTLED = 0.002  # of a budget may be left unused
 
 Solutions = Mapping[Site, Any]  # what the owning pass made of each site
-Weigh = Callable[[ir.Model], int]  # bytes of the file, or parameters
+Weigh = Callable[[ir.Model], Amounts]  # a finished model, in every unit that has a budget but ms
+Clock = Callable[[Candidate], Times | None]  # what a site costs on the target, if that is known
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,9 +70,11 @@ def solve(model: ir.Model, sites: Sites, stats: CalibrationStats) -> Solutions:
     return {site: p.solve(model, site, stats[site]) for site, p in sites.owners.items()}
 
 
-def candidates(model: ir.Model, sites: Sites, solutions: Solutions) -> list[Candidate]:
-    """What every site could become."""
-    return [
+def candidates(
+    model: ir.Model, sites: Sites, solutions: Solutions, clock: Clock | None = None
+) -> list[Candidate]:
+    """What every site could become, with its times if there is a clock."""
+    found = [
         Candidate(
             site,
             pass_.dense(model, site),
@@ -79,6 +84,7 @@ def candidates(model: ir.Model, sites: Sites, solutions: Solutions) -> list[Cand
         )
         for site, pass_ in sites.owners.items()
     ]
+    return found if clock is None else [dataclasses.replace(c, times=clock(c)) for c in found]
 
 
 def _reread(
@@ -119,29 +125,55 @@ def fit(
     exact: Sequence[ExactPass],
     weigh: Weigh,
     *,
-    budget: int | None,
-    unit: Unit,
+    budgets: Sequence[Budget] = (),
+    planning: Planning | None = None,
+    clock: Clock | None = None,
 ) -> tuple[Plan, ir.Model]:
-    """The plan of least predicted loss whose finished model weighs no more than the budget.
+    """The plan of least predicted loss whose finished model weighs no more than the budgets.
 
     Every round learns from what the last one weighed. Where that does not settle, what the plan may
     spend is bisected, prices unchanged.
 
+    Args:
+        model: after clean-up.
+        sites: who owns which site.
+        stats: what calibration found, for every site.
+        exact: passes that finish a rewritten model.
+        weigh: a finished model, in every unit that has a budget; without one for milliseconds,
+            those are taken to be what the plan predicts for the sites.
+        budgets: at most one a unit; `keep_ratio` is of all sites left dense, and for ms only.
+        planning: how to choose.
+        clock: times of the sites; needed by a budget in ms.
+
     Raises:
-        RecipeError: no plan fits.
+        RecipeError: no plan fits, or times are missing.
     """
     solutions = solve(model, sites, stats)
-    offers = candidates(model, sites, solutions)
-    fixed = weigh(finish(model, exact)) - sum(o.costs(unit)[0] for o in offers)
-    search = _Search(model, sites, solutions, exact, weigh, budget, unit)
+    offers = candidates(model, sites, solutions, clock)
+    limits: dict[Unit, float] = {budget.unit: _most(budget, offers) for budget in budgets}
+    whole = weigh(finish(model, exact))
+    fixed: dict[Unit, float] = dict.fromkeys(limits, 0)  # stays so for what is not weighed
+    fixed |= {u: whole[u] - sum(o.costs(u)[0] for o in offers) for u in limits if u in whole}
+    search = _Search(model, sites, solutions, exact, weigh, limits, planning or Planning())
     for _ in range(LEARNING):
         plan, weight, _ = search.attempt(offers, fixed)
-        if search.settled(weight):
+        if search.settled(plan, weight):
             return search.result()
         offers = _reread(offers, model, plan, sites, solutions)
-        fixed = weight - sum(_cost_of(o, plan, unit) for o in offers)
+        learnt: dict[Unit, float] = {
+            u: weight[u] - sum(_cost_of(o, plan, u) for o in offers) for u in limits
+        }
+        fixed |= {unit: more for unit, more in learnt.items() if unit in whole}
     search.bisect(offers, fixed)
     return search.result()
+
+
+def _most(budget: Budget, offers: Sequence[Candidate]) -> float:
+    """What a budget allows."""
+    if budget.max is not None:
+        return budget.max
+    assert budget.keep_ratio is not None
+    return budget.keep_ratio * sum(round(offer.costs(budget.unit)[0], 6) for offer in offers)
 
 
 @dataclasses.dataclass(slots=True)
@@ -153,61 +185,101 @@ class _Search:
     solutions: Solutions
     exact: Sequence[ExactPass]
     weigh: Weigh
-    budget: int | None
-    unit: Unit
+    budgets: Amounts
+    planning: Planning
     best: tuple[Plan, ir.Model] | None = None
-    smallest: float = math.inf  # that any attempt weighed
+    smallest: dict[Unit, float] = dataclasses.field(default_factory=dict)  # that anything weighed
+    refusal: BudgetError | None = None  # why no plan was possible, the last time
     bound: float = math.inf  # the lowest of the plans that were held shorter by different amounts
 
-    def attempt(self, offers: Sequence[Candidate], fixed: int) -> tuple[Plan, int, bool]:
+    def attempt(
+        self, offers: Sequence[Candidate], fixed: Amounts
+    ) -> tuple[Plan, dict[Unit, float], bool]:
         """Plan, rewrite, weigh: the plan, its weight, and whether it was expected to fit."""
-        budget, unit, possible = self.budget, self.unit, True
-        try:
-            plan = make_plan(offers, self.sites.skips, budget=budget, unit=unit, fixed=fixed)
-        except RecipeError:  # what the cheapest one really takes is still to be seen
-            cheapest = make_plan(offers, self.sites.skips, budget=None, unit=unit, fixed=fixed)
-            plan, possible = dataclasses.replace(cheapest, budget=budget), False
+        plan, possible = self._plan(offers, fixed)
         finished = finish(apply(self.model, plan, self.sites, self.solutions), self.exact)
-        weight = self.weigh(finished)
-        self.smallest = min(self.smallest, weight)
+        weight: dict[Unit, float] = {limit.unit: limit.planned for limit in plan.limits}
+        weight |= self.weigh(finished)
+        for unit, amount in weight.items():
+            self.smallest[unit] = min(self.smallest.get(unit, math.inf), amount)
         if self.fits(weight) and (self.best is None or plan.loss < self.best[0].loss):
-            self.best = dataclasses.replace(plan, planned=weight), finished
+            self.best = _weighed(plan, weight), finished
         return plan, weight, possible
 
-    def fits(self, weight: int) -> bool:
-        return self.budget is None or weight <= self.budget
+    def _plan(self, offers: Sequence[Candidate], fixed: Amounts) -> tuple[Plan, bool]:
+        """The best plan, or else the smallest: what that one really takes is still to be seen."""
+        skips, how = self.sites.skips, self.planning
+        try:
+            plan = make_plan(offers, skips, budgets=self.budgets, fixed=fixed, planning=how)
+        except BudgetError as refusal:
+            self.refusal = refusal
+            return smallest_plan(
+                offers, skips, budgets=self.budgets, fixed=fixed, planning=how
+            ), False
+        return plan, True
 
-    def settled(self, weight: int) -> bool:
-        """Whether a plan fits and leaves next to nothing of the budget."""
-        return self.fits(weight) and weight >= (self.budget or 0) * (1 - SETTLED)
+    def fits(self, weight: Amounts) -> bool:
+        return all(weight[unit] <= most for unit, most in self.budgets.items())
 
-    def bisect(self, offers: Sequence[Candidate], fixed: int) -> None:
+    def settled(self, plan: Plan, weight: Amounts) -> bool:
+        """Whether a plan fits and has nothing to gain, or next to nothing of a budget left."""
+        used = [weight[unit] >= most * (1 - SETTLED) for unit, most in self.budgets.items()]
+        return self.fits(weight) and (not used or any(used) or plan.loss <= 0)
+
+    def bisect(self, offers: Sequence[Candidate], fixed: Amounts) -> None:
         """Hold the plan shorter, by as little as makes it fit."""
-        assert self.budget is not None
-        low, high, short = 0, 0, 0  # high 0: nothing is known to be short enough
+        low: dict[Unit, float] = dict.fromkeys(self.budgets, 0)
+        high: dict[Unit, float] | None = None  # nothing is known to be short enough
+        short: dict[Unit, float] = low
         for _ in range(BISECTIONS):
-            plan, weight, possible = self.attempt(offers, fixed + short)
+            held: dict[Unit, float] = {unit: fixed[unit] + short[unit] for unit in self.budgets}
+            plan, weight, possible = self.attempt(offers, held)
             self.bound = min(self.bound, plan.bound)
             fits = self.fits(weight)
-            if self.settled(weight) or (not short and (fits or not possible)):
+            if self.settled(plan, weight) or (not any(short.values()) and (fits or not possible)):
                 return
             low, high = (low, short) if fits or not possible else (short, high)
-            short = (low + high) // 2 if high else 2 * short + weight - self.budget
+            if high is None:
+                short = {u: _longer(short[u], weight[u] - self.budgets[u]) for u in self.budgets}
+            else:
+                short = {u: _middle(u, low[u], high[u]) for u in self.budgets}
 
     def result(self) -> tuple[Plan, ir.Model]:
         """The best that fits; raises as `fit`."""
         if self.best is None:
-            raise RecipeError(
-                f"budget: {self.budget:,} {self.unit} cannot be met: the smallest these passes can "
-                f"make of the model takes {self.smallest:,.0f}; raise the budget or widen their "
-                "targets"
-            )
+            raise self._too_small()
         plan, finished = self.best
-        return dataclasses.replace(plan, bound=min(self.bound, plan.bound)), finished
+        bound = min(self.bound, plan.bound)
+        exact = plan.exact and plan.loss <= bound
+        return dataclasses.replace(plan, bound=bound, exact=exact), finished
+
+    def _too_small(self) -> RecipeError:
+        if len(self.budgets) > 1 and self.refusal is not None:
+            return self.refusal
+        wanted = " with ".join(reasons.measured(unit, most) for unit, most in self.budgets.items())
+        least = " and ".join(reasons.amount(unit, self.smallest[unit]) for unit in self.budgets)
+        return BudgetError(
+            f"budget: {wanted} cannot be met: the smallest these passes can make of the model "
+            f"takes {least}; raise the budget or widen their targets"
+        )
 
 
-def _cost_of(offer: Candidate, plan: Plan, unit: Unit) -> int:
+def _longer(short: float, over: float) -> float:
+    return 2 * short + over if over > 0 else short
+
+
+def _middle(unit: Unit, low: float, high: float) -> float:
+    return (low + high) / 2 if unit == "ms" else (low + high) // 2
+
+
+def _weighed(plan: Plan, weight: Amounts) -> Plan:
+    """The plan with what it came to instead of what was predicted."""
+    limits = [Limit(one.unit, one.budget, weight[one.unit]) for one in plan.limits]
+    return dataclasses.replace(plan, limits=tuple(limits))
+
+
+def _cost_of(offer: Candidate, plan: Plan, unit: Unit) -> float:
     """What the plan's choice for a site costs, by this offer."""
     dense, ranked = offer.costs(unit)
-    ranks = [c.rank for c in plan.choices if c.site == offer.site.name]
-    return int(ranked[offer.curve.ranks.searchsorted(ranks[0])]) if ranks else dense
+    chosen = [c for c in plan.choices if c.site == offer.site.name]
+    return float(ranked[offer.entry(chosen[0].rank, chosen[0].form)]) if chosen else dense

@@ -58,8 +58,9 @@ def test_what_the_bundle_says_is_true(compiled: Compiled) -> None:
     assert metrics["passed"] is True
     assert [gate["passed"] for gate in metrics["gates"]] == [True, True]
     assert metrics["ratios"]["size_bytes"] == pytest.approx(before.st_size / after.st_size)
-    assert after.st_size <= int(0.6 * before.st_size) == plan["budget"]
-    assert plan["planned"] == after.st_size
+    (limit,) = plan["limits"]
+    assert after.st_size <= int(0.6 * before.st_size) == limit["budget"]
+    assert limit["planned"] == after.st_size
     assert abs(metrics["metrics"]["auc"]["difference"]) < 0.01
     assert metrics["backends"]["onnxruntime-fp32"]["ran"] is True
     lock = read_json(made.out / "recipe.lock.json")

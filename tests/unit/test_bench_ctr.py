@@ -87,8 +87,8 @@ def test_the_shipped_setting_is_the_recipe_itself() -> None:
 
 
 def test_same_bytes_is_what_the_recipe_allows() -> None:
-    budget = load_recipe(RECIPE).budget
-    assert budget is not None and budget.keep_ratio is not None
+    (budget,) = load_recipe(RECIPE).budget
+    assert budget.keep_ratio is not None
     allowed = int(budget.keep_ratio * SHIPPED.stat().st_size)
     assert f"budget={{max: {allowed}}}" == SAME_BYTES
 

@@ -23,7 +23,7 @@ from rankc.__main__ import main
 from rankc.console import Console
 from rankc.errors import DataError, Exit, MachineError, ModelError, RecipeError
 from rankc.pipeline import Result
-from rankc.planning import Plan
+from rankc.planning import Limit, Plan
 from rankc.recipe_load import ALL_PASSES
 
 RECIPE = """\
@@ -33,7 +33,7 @@ data: {calibration: {path: rows.npz}}
 passes: [{lowrank: {min_size: 64}}]
 budget: {unit: parameters, keep_ratio: 0.95}
 """
-PLAN = Plan(choices=(), skips=(), unit="bytes", budget=None, planned=10, loss=0.0, bound=0.0)
+PLAN = Plan(choices=(), skips=(), limits=(Limit("bytes", None, 10),), loss=0.0, bound=0.0)
 
 
 @pytest.fixture

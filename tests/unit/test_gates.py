@@ -44,6 +44,7 @@ def some_metrics() -> Metrics:
         metrics={
             "auc": measured(0.8, 0.775, (-0.03, -0.02)),
             "logloss": measured(0.4, 0.5),
+            "accuracy_top1": measured(0.86, 0.845, (-0.021, -0.0088)),
             "mean_abs_err": measured(0.0, 0.125),
             "size_bytes": measured(1200, 100),
         },
@@ -70,6 +71,10 @@ def some_metrics() -> Metrics:
         ("logloss", "max-degradation", 0.11, 0.09, 0.1),
         ("logloss", "percent-max-degradation", 26, 24, 25.0),
         ("logloss", "percent-min-improvement", None, 0.0, -25.0),
+        # shares: 0.86 - 0.845 is not 0.015 in floating point, and 15 rows of 1000 all the same
+        ("accuracy_top1", "max-degradation", 0.015, 0.0149, 0.015),
+        ("accuracy_top1", "threshold", 0.845, 0.846, 0.845),
+        ("accuracy_top1", "percent-max-degradation", 1.75, 1.74, 100 * 0.015 / 0.86),
         # distances: of the original from itself they are 0
         ("mean_abs_err", "threshold", 0.125, 0.12, 0.125),
         ("mean_abs_err", "max-degradation", 0.125, 0.12, 0.125),
@@ -124,6 +129,21 @@ def test_latency_gates(metric: Metric, value: float, expected: bool) -> None:
             "logloss rose by 25 %, the gate allows 1 %",
         ),
         (
+            Gate("accuracy_top1", "max-degradation", 0.01),
+            "drop ≤ 1 point",
+            "accuracy_top1 fell by 1.5 points (0.88 to 2.1), the gate allows 1 point",
+        ),
+        (
+            Gate("accuracy_top1", "threshold", 0.8595),
+            "≥ 85.95 %",
+            "accuracy_top1 is 84.5 %, the gate asks for 85.95 %",
+        ),
+        (
+            Gate("accuracy_top1", "percent-max-degradation", 1),
+            "drop ≤ 1 %",
+            "accuracy_top1 fell by 1.74 %, the gate allows 1 %",
+        ),
+        (
             Gate("size_bytes", "max-degradation", 0),
             "rise ≤ 0 bytes",
             "size_bytes fell by 1,100 bytes, the gate allows a rise of 0 bytes",
@@ -175,6 +195,7 @@ def test_finish_leaves_its_argument_alone_and_can_be_repeated() -> None:
         (Gate("macs_ratio", "threshold", 1), "not measured: node 'conv'"),
         (Gate("latency_ms", "threshold", 1, batch=2), r"at batch 2: .* latency_ms \(batch 1\)"),
         (Gate("mean_abs_err", "percent-max-degradation", 1), "use 'max-degradation'"),
+        (Gate("kl_div", "threshold", 1), "not measured: the output has to have one number a class"),
     ],
 )
 def test_gates_on_what_was_not_measured(gate: Gate, message: str) -> None:
@@ -198,6 +219,8 @@ UNKNOWN: Any = "acu"  # a recipe made in Python is checked by no parser
         (Gate(UNKNOWN, "threshold", 1), LABELLED, "unknown metric 'acu'; known: auc, logloss"),
         (Gate("auc", "threshold", 1), None, "needs validation data; add data.validation"),
         (Gate("auc", "threshold", 1), DataSpec("rows.npz"), "data.validation.label"),
+        (Gate("accuracy_top1", "threshold", 1), DataSpec("rows.npz"), "data.validation.label"),
+        (Gate("kl_div", "threshold", 1), None, "needs validation data; add data.validation"),
         (Gate("latency_ms", "threshold", 1), LABELLED, r"\(1, 32\); none is given"),
         (Gate("latency_ms", "threshold", 1, batch=7), LABELLED, "7 is not measured"),
         (Gate("auc", "threshold", 1, batch=1), LABELLED, "leave `batch` out"),

@@ -62,7 +62,12 @@ def in_float(op_type: str, *constants: Any, **attributes: Any) -> Build:
     return build
 
 
+def wide_hard_swish(tape: ir.tape.Tape, xs: list[ir.Value]) -> ir.Value:
+    return in_float("HardSwish")(tape, [tape.op("Mul", [xs[0], c(tape, 4.0)])])
+
+
 W = rng.normal(size=(4, 5))
+K = rng.normal(size=(4, 4, 3, 2))
 CASES: list[tuple[str, Build, list[tuple[int, ...]]]] = [
     ("Gemm", op("Gemm", W, rng.normal(size=5), alpha=0.5, beta=2.0), [(4,)]),
     ("Gemm transB", op("Gemm", W.T, alpha=0.5, transB=1), [(4,)]),
@@ -98,6 +103,8 @@ CASES: list[tuple[str, Build, list[tuple[int, ...]]]] = [
     ("Pow 2", op("Pow", 2.0), [(4,)]),
     ("Pow 3", op("Pow", [3.0]), [(4,)]),
     ("Erf", in_float("Erf"), [(4,)]),
+    ("HardSigmoid", in_float("HardSigmoid", alpha=0.4, beta=0.6), [(8,)]),
+    ("HardSwish", wide_hard_swish, [(8,)]),
     ("Gelu", in_float("Gelu"), [(4,)]),
     ("Gelu tanh", in_float("Gelu", approximate="tanh"), [(4,)]),
     ("Clip", op("Clip", -0.5, 0.5), [(6,)]),
@@ -118,6 +125,21 @@ CASES: list[tuple[str, Build, list[tuple[int, ...]]]] = [
         op("LayerNormalization", *rng.uniform(1, 2, (2, 4, 2)), axis=-2),
         [(3, 4, 2)],
     ),
+    (
+        "InstanceNormalization",
+        in_float("InstanceNormalization", *rng.uniform(1, 2, (2, 3))),
+        [(3, 4, 2)],
+    ),
+    ("Conv", in_float("Conv", K, strides=[2, 1], pads=[1, 0, 0, 2]), [(4, 5, 4)]),
+    ("Conv 1-D", in_float("Conv", K[..., 0], [1.0] * 4, dilations=[2], group=1), [(4, 7)]),
+    ("ConvTranspose", in_float("ConvTranspose", K, strides=[2, 2]), [(4, 3, 2)]),
+    ("AveragePool", in_float("AveragePool", kernel_shape=[3, 2], pads=[1, 0, 1, 1]), [(2, 4, 5)]),
+    ("GlobalAveragePool", in_float("GlobalAveragePool"), [(2, 3, 4)]),
+    ("GlobalMaxPool", in_float("GlobalMaxPool"), [(2, 3, 4)]),
+    ("MaxPool", op("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4), [(2, 5, 6)]),
+    ("Pad", op_ints("Pad", [0, 1, -1, 0, 0, 2]), [(3, 4)]),
+    ("Pad axes", lambda t, x: t.op("Pad", [x[0], ints(t, 2, -1), None, ints(t, -1)]), [(3, 4)]),
+    ("Resize", in_float("Resize", [], [1, 1, 2, 3]), [(2, 3, 2)]),
     ("Concat", op("Concat", axis=1), [(4,), (2,), (3,)]),
     ("Concat last", op("Concat", axis=-1), [(2, 4), (2, 1)]),
     ("Split", split_first, [(4,)]),

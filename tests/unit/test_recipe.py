@@ -98,7 +98,7 @@ def test_a_recipe_is_read(load: Load, tmp_path: Path) -> None:
     assert recipe.name == "tiny"
     assert recipe.folder == tmp_path
     assert recipe.data.calibration.batch_size == 1024
-    assert recipe.budget is not None and recipe.budget.keep_ratio == 0.1
+    assert [budget.keep_ratio for budget in recipe.budget] == [0.1]
     assert [gate.value for gate in recipe.gates] == [0.001, 0.6]
     assert [target.name for target in recipe.lower] == ["onnxruntime-fp32"]
     assert built(recipe) == [Fuse(), Shrink(targets=("mlp.*",), share=1.0)]
@@ -211,7 +211,7 @@ def test_overrides(load: Load) -> None:
     )
     assert (recipe.seed, recipe.gates[0].value) == (7, 0.002)
     assert recipe.latency.batch_sizes == (1, 32)
-    assert recipe.budget is not None and recipe.budget.max == 1000
+    assert [(budget.max, budget.keep_ratio) for budget in recipe.budget] == [(1000, None)]
     assert built(recipe) == [Fuse(), Shrink(("mlp.*",), "svd", share=0.25)]
     assert recipe.lower[0].profile == Profile(1, 256, 256)
 

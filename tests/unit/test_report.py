@@ -36,14 +36,15 @@ PLAN: dict[str, Any] = {
             "error": 0.00214,
             "size_bytes": 154_000,
             "dense_size_bytes": 640_000,
+            "reason": "rank 48 of 400: 4.16x fewer bytes for 0.00011 of loss; dense would cost more",
         }
     ],
     "skips": [{"pass_name": "embedding", "name": "emb_wind", "reason": "rank 16 is cheapest"}],
-    "unit": "bytes",
-    "planned": 1_265_000,
-    "budget": 1_270_000,
+    "limits": [{"unit": "bytes", "planned": 1_265_000, "budget": 1_270_000}],
     "loss": 1.2e-4,
     "gap": 0.004,
+    "exact": False,
+    "strategy": "optimal",
 }
 
 
@@ -207,7 +208,7 @@ def test_report_says_the_verdict_first_then_everything_else() -> None:
     assert report.startswith("# ctr: FAILED\n\n1 of 2 gates failed:\n\n- auc fell by")
     assert "| auc | 0.81596 | 0.81593 |" in report
     assert f"({MINUS}0.00021 to +0.00018)" in report
-    assert r"| mlp\|1 | lowrank | 48 of 400 | 0.214 % | 154,000 of 640,000 |" in report
+    assert r"| mlp\|1 | lowrank | 48 of 400 | 0.214 % | 154,000 of 640,000 | rank 48" in report
     assert "| emb_wind | embedding | rank 16 is cheapest |" in report
     assert "Planned 1,265,000 bytes; budget 1,270,000 bytes;" in report
     assert "| tensorrt-rtx-fp16 | fp16 | built, not run | 900.00 kB | no GPU here |" in report
@@ -216,6 +217,17 @@ def test_report_says_the_verdict_first_then_everything_else() -> None:
     assert "thread CPU time, 1 thread" in report
     assert "- macs: compressed model, node 'x' (Conv): no shapes" in report
     assert "| numpy | 2.0 |" in report
+
+
+def test_report_says_what_the_plan_is_worth() -> None:
+    other = {"unit": "ms", "planned": 1.25, "budget": 1.5}
+    proven = PLAN | {"limits": [*PLAN["limits"], other], "exact": True, "gap": 0.0}
+    assert "at most 0.4 % of that could be saved by another plan." in report_markdown(ctr(), PLAN)
+    report = report_markdown(ctr(), proven)
+    assert "budget 1,270,000 bytes; planned 1.25 ms; budget 1.5 ms; predicted" in report
+    assert "no other plan within the budget loses less." in report
+    uniform = report_markdown(ctr(), PLAN | {"strategy": "uniform"})
+    assert "ranks chosen by the strategy uniform" in uniform
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from builders import Array, mlp, mlp_rows, model_of, weight
 from rankc.errors import DataError, Exit, ModelError, RecipeError
 from rankc.recipe import Data, DataSpec, Gate, Latency, Recipe
+from rankc.report.rows import Row, table_rows
 from rankc.validate import check_metrics, exit_code, validate
+from rankc.validate.quantities import MINUS
+from rankc.validate.schema import Measured
 from rankrt.session import open_model
 from sources import Rows
 
@@ -175,3 +178,90 @@ def test_progress_only_rises_and_ends_near_the_end(tmp_path: Path) -> None:
     assert told.shares == sorted(told.shares)
     assert told.shares[-1] > 0.8
     assert told.text == "301 rows"
+
+
+# --- classifiers ----------------------------------------------------------------------------
+
+WIDE = np.random.default_rng(2).normal(size=(4, 7)).astype(np.float32)
+CLASS = (X @ WIDE + np.random.default_rng(3).normal(size=(301, 7))).argmax(axis=1)
+
+
+def test_classifiers_are_measured_and_match_scikit_learn(tmp_path: Path) -> None:
+    worse = WIDE * np.array([[1], [1], [0], [1]], np.float32)
+    before, after = saved(
+        tmp_path, before=classifier(WIDE, logit=True), after=classifier(worse, logit=True)
+    )
+    gates = (
+        Gate("accuracy_top1", "max-degradation", 0.01),
+        Gate("top1_agreement", "threshold", 0.2),
+        Gate("kl_div", "threshold", 100.0),
+    )
+    found = check_metrics(validate(before, after, source(CLASS), recipe(*gates)))
+    x, y = (open_model(path).run({"x": X})["p"].astype(np.float64) for path in (before, after))
+    top1, same = found["metrics"]["accuracy_top1"], found["metrics"]["top1_agreement"]
+    assert top1["original"] == pytest.approx(accuracy_score(CLASS, x.argmax(axis=1)))
+    assert top1["compressed"] == pytest.approx(accuracy_score(CLASS, y.argmax(axis=1)))
+    assert top1["interval"] is not None
+    assert top1["interval"][0] < top1["difference"] < top1["interval"][1] < 0
+    assert same["compressed"] == pytest.approx((x.argmax(axis=1) == y.argmax(axis=1)).mean())
+    p = np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    loss = found["metrics"]["logloss"]
+    assert loss["original"] == pytest.approx(log_loss(CLASS, p))
+    assert found["metrics"]["kl_div"]["interval"] is not None
+    assert found["unavailable"] == {"auc": "output 'p' has more than one number a row"}
+    assert [gate["passed"] for gate in found["gates"]] == [False, True, True]
+    assert exit_code(found) == Exit.ACCURACY
+
+
+def test_classifiers_without_labels(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, model=classifier(WIDE, logit=True))
+    found = validate(path, path, source(None), recipe(label=None))
+    assert found["metrics"]["top1_agreement"]["compressed"] == 1.0
+    assert found["metrics"]["kl_div"]["compressed"] == 0.0
+    assert set(found["unavailable"]) == {"auc", "logloss", "accuracy_top1", "accuracy_top5"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.where(CLASS == 6, 7, CLASS), r"labels are outside 0 to 6 \(the first is 7\)"),
+        (CLASS + 0.25, "64 of 64 labels are no whole numbers"),
+        (CLASS[:300], "44 labels for a batch of 45 rows"),
+    ],
+)
+def test_labels_that_do_not_fit_a_classifier(tmp_path: Path, labels: Array, says: str) -> None:
+    (path,) = saved(tmp_path, model=classifier(WIDE, logit=True))
+    with pytest.raises(DataError, match=f"label column 'late': .*{says}"):
+        validate(path, path, source(labels), recipe())
+
+
+def test_a_gate_on_classes_of_a_model_that_has_none(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, model=classifier(W))
+    with pytest.raises(RecipeError, match=r"accuracy_top1: .*one number a class in each row"):
+        validate(path, path, source(), recipe(Gate("accuracy_top1", "threshold", 0.5)))
+
+
+def test_classifiers_in_the_table(tmp_path: Path) -> None:
+    (path,) = saved(tmp_path, model=classifier(WIDE, logit=True))
+    gate = Gate("accuracy_top1", "max-degradation", 0.02)
+    found = validate(path, path, source(CLASS), recipe(gate))
+
+    def rows() -> dict[str, Row]:
+        return {row.label: row for row in table_rows(found)}
+
+    found["metrics"]["accuracy_top1"] = Measured(
+        original=0.8602, compressed=0.841, difference=-0.0192, interval=(-0.025, -0.013)
+    )
+    found["metrics"]["top1_agreement"] = Measured(
+        original=1.0, compressed=0.97, difference=-0.03, interval=(-0.04, -0.025)
+    )
+    top1, same = rows()["top-1"], rows()["same top-1"]
+    assert (top1.original, top1.compressed) == ("86.02 %", "84.10 %")
+    assert top1.change == f"{MINUS}1.92 points ({MINUS}2.50 to {MINUS}1.30)"
+    assert top1.brief == f"{MINUS}1.92 points ±0.60"
+    assert (top1.gate, top1.passed) == ("drop ≤ 2 points", True)
+    assert (same.compressed, same.change) == ("97.00 %", "(96.00 to 97.50 %)")
+    essential = {name for name, row in rows().items() if row.essential}
+    assert essential == {"size", "top-1", "logloss", "same top-1", "latency b1", "peak memory"}
+    del found["metrics"]["accuracy_top1"]
+    assert rows()["KL divergence"].essential

@@ -1,4 +1,8 @@
-"""Rows out of NumPy's own files: a folder of .npy, or an .npz."""
+"""Rows out of NumPy's own files: a folder of .npy, or an .npz.
+
+Images are best stored as uint8. A model that takes floating numbers gets them converted, a batch at
+a time, with the values that they have: 0 to 255.
+"""
 
 from __future__ import annotations
 

@@ -124,11 +124,15 @@ def refused_rows(source: Source, start: int, count: int) -> Iterator[None]:
         raise DataError(f"{source.path}: {rows}: {error}") from error
 
 
-def sha256_of(paths: Iterable[Path]) -> str:
-    """sha256 over names and contents of files, in the given order; never whole in memory."""
+def sha256_of(paths: Iterable[Path], root: Path | None = None) -> str:
+    """sha256 over names and contents of files, in the given order; never whole in memory.
+
+    A name is the path from `root`, where there is one.
+    """
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.name.encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))
+        name = path.name if root is None else path.relative_to(root).as_posix()
+        digest.update(name.encode() + b"\0" + path.stat().st_size.to_bytes(8, "little"))
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rankc.passbase import ExactPass, Pass
+from rankc.passes.conv import Conv
 from rankc.passes.embedding import Embedding
 from rankc.passes.gather_fusion import GatherFusion
 from rankc.passes.lowrank import LowRank
 
 EXACT_PASSES: tuple[type[ExactPass], ...] = (GatherFusion,)
-PASSES: tuple[type[Pass], ...] = (Embedding, LowRank)
+PASSES: tuple[type[Pass], ...] = (Embedding, Conv, LowRank)
 
 
 def split(

@@ -107,7 +107,7 @@ class Embedding:
     def read_by(self, model: ir.Model, site: Site) -> Readers:
         return readers([n.outputs[0] for n in gathers(model, site)], site.shape[1])
 
-    def solve(self, model: ir.Model, site: Site, stats: SiteStats) -> Solution:
+    def solve(self, model: ir.Model, site: Site, stats: SiteStats, form: str = "") -> Solution:
         table, nodes = constant(value_named(model, site.name), ndim=2), gathers(model, site)
         assert table is not None and stats.counts is not None, site.name
         weight = stats.output_weight
@@ -125,6 +125,11 @@ class Embedding:
         )
         read = probabilities(stats.counts, 0.0)
         return Solution(book, read, felt, len(nodes))
+
+    def settle(
+        self, site: Site, stats: SiteStats, solution: Solution, rank: int, form: str
+    ) -> Solution:
+        return solution  # every rank is the best there is
 
     def cost(self, site: Site, solution: Solution) -> Curve:
         (rows, width), table, read = site.shape, solution.book.table, solution.read

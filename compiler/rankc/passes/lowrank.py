@@ -116,7 +116,7 @@ class LowRank:
     def read_by(self, model: ir.Model, site: Site) -> Readers | None:
         return None
 
-    def solve(self, model: ir.Model, site: Site, stats: SiteStats) -> Solution:
+    def solve(self, model: ir.Model, site: Site, stats: SiteStats, form: str = "") -> Solution:
         assert stats.inputs is not None, site.name
         weight, bias = layer(node_named(model, site.name))
         inputs, felt = stats.inputs, stats.output_weight
@@ -142,6 +142,11 @@ class LowRank:
         if self.method == "svd":
             return np.eye(len(moment))
         return shrunk(moment, self.shrinkage if self.method == "whitened" else 0.0)
+
+    def settle(
+        self, site: Site, stats: SiteStats, solution: Solution, rank: int, form: str
+    ) -> Solution:
+        return solution  # every rank is the best there is
 
     def cost(self, site: Site, solution: Solution) -> Curve:
         n, m = site.shape

@@ -6,6 +6,7 @@ from rankc.report.files import metrics_json, write_metrics_json, write_reports
 from rankc.report.junit import junit_xml
 from rankc.report.markdown import report_markdown
 from rankc.report.rows import failures
+from rankc.report.sites import sites_table, source_of
 from rankc.report.terminal import metrics_table
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "metrics_json",
     "metrics_table",
     "report_markdown",
+    "sites_table",
+    "source_of",
     "write_metrics_json",
     "write_reports",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rankc.reasons import measured
 from rankc.report import text
 from rankc.report.rows import failures, table_rows
 from rankc.validate.schema import Backend, Metrics
@@ -17,9 +18,8 @@ def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
 
     Args:
         metrics: The content of metrics.json.
-        plan: The content of plan.json. `choices` and `skips` are needed; of `budget`, `unit`,
-            `planned`, `loss` and `gap` those that are there are told. None: the recipe has
-            exact passes only, and there is nothing to tell.
+        plan: The content of plan.json. None: the recipe has exact passes only, and there is
+            nothing to tell.
     """
     parts = [_verdict(metrics), "## Before and after", _before_after(metrics)]
     if plan is not None:
@@ -68,27 +68,31 @@ def _sites(plan: Plan) -> str:
             f"{choice['rank']} of {choice['full_rank']}",
             f"{100 * choice['error']:.3g} %",
             f"{choice['size_bytes']:,} of {choice['dense_size_bytes']:,}",
+            str(choice["reason"]),
         ]
         for choice in plan["choices"]
     ]
-    head = ["site", "pass", "rank", "predicted error", "bytes"]
+    head = ["site", "pass", "rank", "predicted error", "bytes", "why"]
     note = "Predicted error: the share of the variance of the site's output that is lost."
     return "\n\n".join(filter(None, [summary, text.markdown_table(head, rows), note]))
 
 
 def _plan_summary(plan: Plan) -> str:
-    unit = plan.get("unit", "")
     parts = []
-    if plan.get("planned") is not None:
-        parts.append(f"planned {plan['planned']:,} {unit}".rstrip())
-    if plan.get("budget") is not None:
-        parts.append(f"budget {plan['budget']:,} {unit}".rstrip())
-    if plan.get("loss") is not None:
-        parts.append(f"predicted mean squared change of the logit {text.short(plan['loss'])}")
-    if plan.get("gap") is not None:
+    for limit in plan["limits"]:
+        unit = limit["unit"]
+        parts.append(f"planned {measured(unit, limit['planned'])}")
+        if limit["budget"] is not None:
+            parts.append(f"budget {measured(unit, limit['budget'])}")
+    parts.append(f"predicted mean squared change of the logit {text.short(plan['loss'])}")
+    if plan["strategy"] != "optimal":
+        parts.append(f"ranks chosen by the strategy {plan['strategy']}")
+    if plan["exact"]:
+        parts.append("by the same predictions no other plan within the budget loses less")
+    else:
         parts.append(f"at most {100 * plan['gap']:.2g} % of that could be saved by another plan")
     joined = "; ".join(parts)
-    return f"{joined[:1].upper()}{joined[1:]}." if joined else ""
+    return f"{joined[:1].upper()}{joined[1:]}."
 
 
 def _skipped(plan: Plan) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from rankc.report import text
+from rankc.validate.quantities import QUANTITIES
 from rankc.validate.schema import GateRow, LatencyRow, Measured, Metrics
 
 _LABELS = {
@@ -14,12 +15,20 @@ _LABELS = {
     "macs": "MACs a row",
     "nodes": "nodes",
     "auc": "auc",
+    "accuracy_top1": "top-1",
+    "accuracy_top5": "top-5",
     "logloss": "logloss",
+    "top1_agreement": "same top-1",
+    "kl_div": "KL divergence",
     "mean_abs_err": "mean |error|",
     "max_abs_err": "max |error|",
     "cosine": "cosine",
 }
-_ALWAYS = frozenset({"size_bytes", "auc", "logloss", "peak_memory_bytes"})
+_ALWAYS = frozenset(
+    {"size_bytes", "auc", "accuracy_top1", "logloss", "top1_agreement", "peak_memory_bytes"}
+)
+_BY_LABELS = frozenset({"auc", "accuracy_top1"})
+_WITHOUT_LABELS = frozenset({"mean_abs_err", "max_abs_err", "kl_div"})  # shown for want of those
 _GATED_BY = {"size_ratio": "size_bytes", "params_ratio": "params", "macs_ratio": "macs"}
 
 
@@ -58,9 +67,10 @@ def failures(metrics: Metrics) -> list[str]:
 
 def _metric(name: str, pair: Measured, metrics: Metrics) -> Row:
     cells = _cells(name, pair, metrics)
-    brief = _brief(pair) if name in ("auc", "logloss") else cells[2]
+    brief = _brief(name, pair) or cells[2]
     gates = [g for g in metrics["gates"] if _GATED_BY.get(g["metric"], g["metric"]) == name]
-    essential = name in _ALWAYS or ("auc" not in metrics["metrics"] and name.endswith("abs_err"))
+    unjudged = _BY_LABELS.isdisjoint(metrics["metrics"])
+    essential = name in _ALWAYS or (unjudged and name in _WITHOUT_LABELS)
     return _row(_LABELS[name], cells, brief, gates, essential)
 
 
@@ -78,18 +88,39 @@ def _cells(name: str, pair: Measured, metrics: Metrics) -> tuple[str, str, str]:
     if name in ("auc", "logloss"):
         change = text.signed(pair["difference"]) + _interval(pair)
         return f"{before:.5f}", f"{after:.5f}", change
+    if name in QUANTITIES and QUANTITIES[name].share:
+        return _share_cells(name, pair)
     if name == "cosine":  # of the original with itself it is 1, and the distances below are 0
         return text.DASH, f"{after:.6f}", ""
     return text.DASH, text.short(after), _plain_interval(pair)
 
 
-def _brief(pair: Measured) -> str:
-    """The difference and half the width of its interval."""
-    change = text.signed(pair["difference"])
-    if pair["interval"] is None:
-        return change
-    low, high = pair["interval"]
-    return f"{change} \N{PLUS-MINUS SIGN}{(high - low) / 2:.5f}"
+def _share_cells(name: str, pair: Measured) -> tuple[str, str, str]:
+    """In percent, and the change of it in points; of an agreement instead what it may be."""
+    after, interval = f"{100 * pair['compressed']:.2f} %", pair["interval"]
+    if name == "top1_agreement":
+        low, high = (100 + 100 * end for end in interval or (0.0, 0.0))
+        return text.DASH, after, f"({low:.2f} to {high:.2f} %)" if interval else ""
+    change = f"{_points(pair['difference'])} points"
+    if interval is not None:
+        change += f" ({_points(interval[0])} to {_points(interval[1])})"
+    return f"{100 * pair['original']:.2f} %", after, change
+
+
+def _points(share: float) -> str:
+    return text.signed(100 * share, 2)
+
+
+def _brief(name: str, pair: Measured) -> str:
+    """The difference and half the width of its interval; empty where the whole fits."""
+    half = 0.0 if pair["interval"] is None else (pair["interval"][1] - pair["interval"][0]) / 2
+    if name in ("auc", "logloss"):
+        change, width = text.signed(pair["difference"]), f"{half:.5f}"
+    elif name.startswith("accuracy_"):
+        change, width = f"{_points(pair['difference'])} points", f"{100 * half:.2f}"
+    else:
+        return ""
+    return change if pair["interval"] is None else f"{change} \N{PLUS-MINUS SIGN}{width}"
 
 
 def _smaller(ratio: float | None) -> str:

@@ -15,6 +15,7 @@ from rankc.errors import RecipeError
 from rankc.progress import Stage
 from rankc.recipe import Recipe
 from rankc.validate.bootstrap import Interval, Statistic, auc_difference, intervals, mean_of
+from rankc.validate.classes import NO_LABELS, judge
 from rankc.validate.footprint import footprint
 from rankc.validate.gates import finish
 from rankc.validate.latency import CLOCK, SCOPE, batch_of, compare_latency
@@ -177,7 +178,7 @@ def _measured(original: float, compressed: float, interval: Interval | None = No
 def _add_accuracy(metrics: Metrics, scored: Scored, seed: int, stage: Stage | None) -> None:
     metrics["rows"] = scored.rows
     metrics["output"] = scored.output
-    pairs, statistics = _judged_by_labels(metrics, scored)
+    pairs, statistics = _judged(metrics, scored)
     pairs["mean_abs_err"] = (0.0, float(scored.row_errors.mean()))
     statistics["mean_abs_err"] = mean_of(scored.row_errors)
     pairs["max_abs_err"] = (0.0, scored.distance.max_abs_err)
@@ -191,14 +192,26 @@ def _add_accuracy(metrics: Metrics, scored: Scored, seed: int, stage: Stage | No
         metrics["metrics"][name] = _measured(original, compressed, found.get(name))
 
 
-def _judged_by_labels(
-    metrics: Metrics, scored: Scored
-) -> tuple[dict[str, tuple[float, float]], dict[str, Statistic]]:
-    """Values and difference statistics of auc and logloss, or the reason why there are none."""
+_Judged = tuple[dict[str, tuple[float, float]], dict[str, Statistic]]
+
+
+def _judged(metrics: Metrics, scored: Scored) -> _Judged:
+    """Values and difference statistics of what tells right from wrong."""
+    if scored.answers is None:
+        return _judged_by_labels(metrics, scored)
+    found = judge(scored.answers, scored.output)
+    wide = f"output '{scored.output}' has more than one number a row"
+    metrics["unavailable"]["auc"] = NO_LABELS if scored.answers.ranks is None else wide
+    metrics["unavailable"].update(found.unavailable)
+    return found.pairs, found.differences
+
+
+def _judged_by_labels(metrics: Metrics, scored: Scored) -> _Judged:
+    """The same of auc and logloss, or the reason why there are none."""
     labels, x, y = scored.labels, scored.original, scored.compressed
     if labels is None or x is None or y is None:
         why = (
-            "there are no labels; name their column in data.validation.label"
+            NO_LABELS
             if labels is None
             else f"output '{scored.output}' has more than one number a row"
         )

@@ -146,6 +146,8 @@ def _not_measured(gate: Gate, metrics: Metrics) -> str:
     at = "" if gate.batch is None else f" at batch {gate.batch}"
     reasons = metrics["unavailable"]
     why = reasons.get(gate.metric) or reasons.get(gate.metric.removesuffix("_ratio"), "")
+    if not why and gate.metric in QUANTITIES:
+        why = QUANTITIES[gate.metric].otherwise
     return (
         f"gate on {gate.metric}{at}: it was not measured{': ' if why else ''}{why}; "
         f"measured: {', '.join(available(metrics))}"
@@ -158,6 +160,8 @@ def _observed(gate: Gate, quantity: Quantity, original: float, compressed: float
         return compressed
     gain = compressed - original if quantity.higher_is_better else original - compressed
     change = gain if "improvement" in gate.goal else -gain
+    if quantity.share:  # 0.86 - 0.845 is a little more than 0.015, which 15 rows of 1000 are
+        change = round(change, _SHARE_DIGITS)
     if not gate.goal.startswith("percent"):
         return change
     if original == 0:
@@ -173,6 +177,8 @@ def _at_least(gate: Gate, quantity: Quantity) -> bool:
         return quantity.higher_is_better
     return "improvement" in gate.goal
 
+
+_SHARE_DIGITS = 12
 
 # What the observed number counts: a value, a fall or a rise. "fell by -0.1" is never written.
 _VERBS = {"is": "", "fell": "drop", "rose": "rise"}
@@ -206,18 +212,25 @@ def _range(gate: Gate, metrics: Metrics, seen: str) -> str:
     if interval is None or gate.goal.startswith("percent"):
         return ""
     low, high = interval if seen == "rose" else (-interval[1], -interval[0])
-    return f" ({number(low)} to {number(high)})"
+    scale = 100.0 if QUANTITIES[gate.metric].share else 1.0
+    return f" ({number(scale * low)} to {number(scale * high)})"
 
 
 def _amount(value: float, gate: Gate, quantity: Quantity) -> str:
-    percent = gate.goal.startswith("percent")
-    return f"{number(value)}{' %' if percent else quantity.unit}"
+    if gate.goal.startswith("percent"):
+        return f"{number(value)} %"
+    if quantity.share and gate.goal == "threshold":
+        return f"{number(100.0 * value, digits=4)} %"
+    if quantity.share:
+        points = number(100.0 * value)
+        return f"{points} {'point' if points == '1' else 'points'}"
+    return f"{number(value)}{quantity.unit}"
 
 
-def number(value: float) -> str:
-    """Three digits for people, with a real minus; whole numbers above 1000 with commas."""
+def number(value: float, digits: int = 3) -> str:
+    """A few digits for people, with a real minus; whole numbers above 1000 with commas."""
     if abs(value) >= 1000:
         text = f"{value:,.0f}"
     else:
-        text = f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
+        text = f"{value:.{digits}g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
     return text.replace("-", MINUS, 1) if value < 0 else text

@@ -18,7 +18,7 @@ from rankc.errors import DataError, ModelError
 Floats = NDArray[np.float64]
 Labels = NDArray[np.bool_]
 
-_CLIP = float(np.finfo(np.float64).eps)  # as scikit-learn's log_loss does for float64
+CLIP = float(np.finfo(np.float64).eps)  # as scikit-learn's log_loss does for float64
 
 
 def auc(labels: Labels, scores: Floats) -> float:
@@ -41,7 +41,7 @@ def log_losses(labels: Labels, probabilities: Floats) -> Floats:
 
     Probabilities are clipped to [eps, 1 - eps] of float64, so a sure mistake costs 36 nats.
     """
-    clipped = np.clip(probabilities, _CLIP, 1.0 - _CLIP)
+    clipped = np.clip(probabilities, CLIP, 1.0 - CLIP)
     chosen: Floats = np.where(labels, clipped, 1.0 - clipped)
     return -np.log(chosen)
 
@@ -52,12 +52,7 @@ def binary_labels(values: NDArray[Any], column: str) -> Labels:
     Raises:
         DataError: A label is neither 0 nor 1, or there is more than one label a row.
     """
-    if values.size != values.shape[0]:
-        raise DataError(
-            f"label column '{column}': shape {values.shape}; one number a row is needed: [rows] "
-            "or [rows, 1]"
-        )
-    flat = values.reshape(-1)
+    flat = one_label_a_row(values, column)
     wrong = ~((flat == 0) | (flat == 1))
     if wrong.any():
         raise DataError(
@@ -66,6 +61,20 @@ def binary_labels(values: NDArray[Any], column: str) -> Labels:
         )
     positive: Labels = flat == 1
     return positive
+
+
+def one_label_a_row(values: NDArray[Any], column: str) -> NDArray[Any]:
+    """Labels of one batch, (rows,).
+
+    Raises:
+        DataError: There is more than one label a row.
+    """
+    if values.size != values.shape[0]:
+        raise DataError(
+            f"label column '{column}': shape {values.shape}; one number a row is needed: [rows] "
+            "or [rows, 1]"
+        )
+    return values.reshape(-1)
 
 
 def require_both_classes(labels: Labels, column: str) -> None:

@@ -18,16 +18,30 @@ class Quantity:
     higher_is_better: bool
     kind: Kind
     unit: str = ""  # written after the number
+    share: bool = False  # from 0 to 1: written in percent, and a change of it in points
     per_batch: bool = False  # the gate says at which batch size
     relative: bool = False  # compares the two models by itself: only `threshold` has a meaning
     needs: str = ""  # of the recipe's validation data: "labels" or "rows"
+    otherwise: str = ""  # why it is not measured where nothing else was said
 
+
+_ONE_NUMBER = "the output has to have one number a class in each row, of two classes or more"
 
 QUANTITIES = {
     q.name: q
     for q in (
         Quantity("auc", True, "accuracy", needs="labels"),
         Quantity("logloss", False, "accuracy", needs="labels"),
+        Quantity(
+            "accuracy_top1", True, "accuracy", share=True, needs="labels", otherwise=_ONE_NUMBER
+        ),
+        Quantity(
+            "accuracy_top5", True, "accuracy", share=True, needs="labels", otherwise=_ONE_NUMBER
+        ),
+        Quantity(
+            "top1_agreement", True, "accuracy", share=True, needs="rows", otherwise=_ONE_NUMBER
+        ),
+        Quantity("kl_div", False, "accuracy", needs="rows", otherwise=_ONE_NUMBER),
         Quantity("max_abs_err", False, "accuracy", needs="rows"),
         Quantity("mean_abs_err", False, "accuracy", needs="rows"),
         Quantity("cosine", True, "accuracy", needs="rows"),

@@ -21,7 +21,10 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 @with_config(_STRICT)
 class Measured(TypedDict):
-    """One metric of both models. Distances give the original's to itself: 0, cosine 1."""
+    """One metric of both models.
+
+    Distances give the original's to itself: 0, and cosine and top1_agreement 1.
+    """
 
     original: float
     compressed: float

@@ -1,7 +1,7 @@
 """Run both models over the validation rows, one batch at a time, and keep what judging needs.
 
-Kept: a few numbers a row (score of each model, label, mean absolute error), running sums, and the
-first rows for the latency measurement. Outputs themselves are not kept.
+Kept: a few numbers a row (score of each model, label, mean absolute error, and what `classes`
+keeps), running sums, and the first rows for the latency measurement. Outputs themselves are not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from rankc.data import Array, Batch, Source, refused_rows
 from rankc.errors import DataError, ModelError
+from rankc.validate.classes import Answers, AnswersSoFar, class_labels, classes_of
 from rankc.validate.metrics import (
     Distance,
     Floats,
@@ -32,7 +33,8 @@ class Scored:
     rows: int
     distance: Distance
     row_errors: Floats  # mean absolute error of each row, (rows,)
-    labels: Labels | None  # (rows,)
+    answers: Answers | None  # of classifiers: outputs of two or more numbers a row
+    labels: Labels | None  # (rows,); None without labels, and of classifiers
     original: Floats | None  # one score a row, (rows,); None without labels or with wide outputs
     compressed: Floats | None
     head: Mapping[str, Array]  # the first rows
@@ -58,7 +60,8 @@ def score(
         tick: Told after each batch how many rows are done.
 
     Raises:
-        DataError: No rows, or labels that are not binary, of one class, or not one a row.
+        DataError: No rows, labels that are not one a row, or that are no classes of the model:
+            with one number a row in the output binary, and not all the same.
         ModelError: An output is missing, not finite, or of different shapes in the two models.
     """
     name = scored_output(original.outputs)
@@ -100,6 +103,7 @@ class _Collected:
     rows: int = 0
     distance: Distance = dataclasses.field(default_factory=Distance)
     errors: list[Floats] = dataclasses.field(default_factory=list)
+    answers: AnswersSoFar | None = None
     labels: list[Labels] = dataclasses.field(default_factory=list)
     scores: list[tuple[Floats, Floats]] = dataclasses.field(default_factory=list)
     head: list[Mapping[str, Array]] = dataclasses.field(default_factory=list)
@@ -116,17 +120,26 @@ class _Collected:
         x = require_finite(before, "original", self.output, self.rows)
         y = require_finite(after, "compressed", self.output, self.rows)
         self.errors.append(self.distance.add(x, y))
-        if batch.labels is not None:
+        if batch.labels is not None and len(batch.labels) != len(x):
+            raise DataError(
+                f"label column '{self.label}': {len(batch.labels)} labels for a batch of {len(x)} "
+                "rows"
+            )
+        if classes := classes_of(x.shape):
+            self._add_classes(classes, batch.labels, x, y)
+        elif batch.labels is not None:
             self._add_labels(batch.labels, x, y)
         if self.rows < self.head_rows:
             self.head.append({name: array[: self.head_rows] for name, array in batch.feeds.items()})
         self.rows += len(x)
 
+    def _add_classes(self, classes: int, labels: Array | None, x: Floats, y: Floats) -> None:
+        if self.answers is None:
+            self.answers = AnswersSoFar(classes)
+        numbers = None if labels is None else class_labels(labels, classes, self.label)
+        self.answers.add(x.reshape(len(x), -1), y.reshape(len(y), -1), numbers)
+
     def _add_labels(self, labels: Array, x: Floats, y: Floats) -> None:
-        if len(labels) != len(x):
-            raise DataError(
-                f"label column '{self.label}': {len(labels)} labels for a batch of {len(x)} rows"
-            )
         self.labels.append(binary_labels(labels, self.label))
         if x.size == len(x):
             self.scores.append((x.reshape(-1), y.reshape(-1)))
@@ -144,6 +157,7 @@ class _Collected:
             rows=self.rows,
             distance=self.distance,
             row_errors=np.concatenate(self.errors),
+            answers=None if self.answers is None else self.answers.finish(),
             labels=labels,
             original=np.concatenate(before) if before else None,
             compressed=np.concatenate(after) if after else None,

@@ -1,0 +1,47 @@
+"""Moments of rows that come in batches: nothing is kept of a row but its share of two sums.
+
+Products of one batch are taken in the rows' own precision, about the mean of the first batch so
+that no digits are lost to a large mean, and added up in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankc.passbase import Floats, Moments
+
+Array = NDArray[Any]
+
+
+class RunningMoments:
+    """First and second moment of rows (n), or of one such set for every group."""
+
+    def __init__(self, centred: bool) -> None:
+        self.centred, self.count = centred, 0
+        self.shift: Array | None = None
+        self.sum: Floats | None = None
+        self.products: Floats | None = None
+
+    @np.errstate(over="ignore", invalid="ignore")  # told at the end, with the layer
+    def add(self, rows: Array, count: int | None = None) -> None:
+        """Take in rows (N, n) or (groups, N, n); `count` replaces N in the averages."""
+        if self.shift is None or self.sum is None or self.products is None:
+            whole = (*rows.shape[:-2], rows.shape[-1])
+            self.shift = rows.mean(axis=-2) if self.centred else np.zeros(whole, rows.dtype)
+            self.sum, self.products = np.zeros(whole), np.zeros((*whole, rows.shape[-1]))
+        shifted = rows - self.shift[..., None, :] if self.centred else rows
+        self.sum += np.ones(shifted.shape[-2], shifted.dtype) @ shifted
+        self.products += np.swapaxes(shifted, -1, -2) @ shifted
+        self.count += rows.shape[-2] if count is None else count
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def result(self) -> Moments:
+        """Of all rows so far; there was at least one."""
+        assert self.shift is not None and self.sum is not None and self.products is not None
+        shift, mean = self.shift.astype(np.float64), self.sum / self.count
+        whole = shift + mean
+        apart = self.products / self.count - mean[..., :, None] * mean[..., None, :]
+        return Moments(self.count, whole, apart + whole[..., :, None] * whole[..., None, :])
