@@ -32,6 +32,7 @@ class RunningMoments:
             whole = (*rows.shape[:-2], rows.shape[-1])
             self.shift = rows.mean(axis=-2) if self.centred else np.zeros(whole, rows.dtype)
             self.sum, self.products = np.zeros(whole), np.zeros((*whole, rows.shape[-1]))
+        assert self.shift is not None
         shifted = rows - self.shift[..., None, :] if self.centred else rows
         self.sum += np.ones(shifted.shape[-2], shifted.dtype) @ shifted
         self.products += np.swapaxes(shifted, -1, -2) @ shifted

@@ -71,7 +71,8 @@ class Cuts:
 def _pieces(model: ir.Model, names: set[str]) -> list[list[ir.Node]]:
     """The nodes up to the first named one, from there to the second, and so on."""
     made = {*model.graph.inputs, *model.graph.initializers.values()}
-    waiting, pieces = list(model.graph), [[]]  # type: list[ir.Node], list[list[ir.Node]]
+    waiting = list(model.graph)
+    pieces: list[list[ir.Node]] = [[]]
     while waiting:
         ready = [
             n for n in waiting if all(v in made or v.graph is not model.graph for v in reads(n))

@@ -163,7 +163,8 @@ def _regress(view: Linear, both: Moments, weights: bool) -> _Fitted:
     level = DAMPING * np.trace(spread, axis1=1, axis2=2)[:, None, None] / n
     level = np.where(level > 0, level, 1.0)
     target = np.swapaxes(cross + level * view.weight, 1, 2)
-    weight = np.swapaxes(np.linalg.solve(spread + level * np.eye(n), target), 1, 2)
+    solved = np.linalg.solve(spread + level * np.eye(n), target)
+    weight = np.asarray(np.swapaxes(solved, 1, 2), np.float64)
     if not view.biased:
         return _Fitted(weight, None, seen)
     missing = both.mean[:, n:] - np.einsum("gmn,gn->gm", weight, inputs.mean)

@@ -41,7 +41,7 @@ MISTAKES: list[tuple[str, Callable[[Tree], object], str | None, tuple[str, ...]]
         "unknown pass",
         lambda t: t["passes"].append("lowrnk"),
         "- lowrnk",
-        ("unknown pass", "did you mean 'lowrank'? passes: gather_fusion, embedding, lowrank"),
+        ("unknown pass", "did you mean 'lowrank'? passes: gather_fusion, embedding, conv, lowrank"),
     ),
     (
         "unknown option of a pass",

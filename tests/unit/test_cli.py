@@ -160,7 +160,7 @@ def test_a_plan_end_to_end(folder: Path, capsys: Capture) -> None:
     assert text.splitlines()[-1].startswith("PASSED | ")
     assert main(["compile", "tiny", "--dry-run", "--json"]) == Exit.OK
     out, err = capsys.readouterr()
-    assert json.loads(out)["format"] == 1
+    assert json.loads(out)["format"] == 2
     assert err.splitlines()[-1].startswith("PASSED | ")
     assert not (folder / "build").exists()
 

@@ -382,7 +382,7 @@ def test_a_recipe_gives_one_number_or_one_a_channel(
         ("mean: 0", r"r\.yaml:3.*image\.scale: required"),
         ("mean: 0, scale: 0", "scale not 0"),
         ("mean: .nan, scale: 1", r"image\.mean: nan"),
-        ("mean: x, scale: 1", r'image\.mean\[0\]: expected a number, got the text "x"'),
+        ("mean: x, scale: 1", r'image\.mean: expected a number, got the text "x"'),
         ("mean: [], scale: 1", r"image\.mean: must have at least 1"),
         ("mean: 0, scale: 1, resize: 0", r"image\.resize: must be greater"),
         ("mean: 0, scale: 1, size: 5", r"image\.size: unknown option"),

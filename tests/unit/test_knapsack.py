@@ -28,12 +28,12 @@ def offer(rng: np.random.Generator, limits: int, most_ranks: int = 6, most_forms
         losses.append(rng.permutation(loss) if rng.random() < 0.2 else loss)
         cost = np.outer(np.arange(1, full + 1), rng.integers(3, 40, size=limits))
         costs.append(rng.integers(1, 200, size=cost.shape) if rng.random() < 0.2 else cost)
-    cost, loss = np.concatenate(costs).astype(float), np.concatenate(losses)
+    cost, loss = np.concatenate(costs).astype(np.float64), np.concatenate(losses)
     dense = np.floor(cost.max(axis=0) * rng.uniform(0.4, 1.2)) + 1
     if rng.random() < 0.1:
         forced = int(rng.integers(len(loss)))
-        return Offer(cost[forced : forced + 1], loss[forced : forced + 1])
-    return Offer(np.vstack([dense, cost]), np.append(0.0, loss))
+        return Offer(np.array(cost[forced : forced + 1], np.float64), loss[forced : forced + 1])
+    return Offer(np.vstack([dense, cost]).astype(np.float64), np.append(0.0, loss))
 
 
 def instance(seed: int, limits: int) -> tuple[list[Offer], Floats]:
@@ -55,14 +55,15 @@ def optimum(offers: Sequence[Offer], limits: Floats) -> float | None:
     """Brute force: every choice there is."""
     cost, loss = np.zeros((1, len(limits))), np.zeros(1)
     for one in offers:
-        cost = (cost[:, None] + one.costs).reshape(-1, len(limits))
+        cost = np.asarray((cost[:, None] + one.costs).reshape(-1, len(limits)))
         loss = (loss[:, None] + one.loss).ravel()
     fits = (cost <= limits).all(axis=1)
     return float(loss[fits].min()) if fits.any() else None
 
 
 def spent(offers: Sequence[Offer], picked: Sequence[int]) -> Floats:
-    return np.sum([o.costs[k] for o, k in zip(offers, picked, strict=True)], axis=0)
+    chosen = [o.costs[k] for o, k in zip(offers, picked, strict=True)]
+    return np.asarray(np.sum(chosen, axis=0), np.float64)
 
 
 def lost(offers: Sequence[Offer], picked: Sequence[int]) -> float:

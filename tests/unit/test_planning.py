@@ -308,10 +308,10 @@ def test_every_site_has_a_reason() -> None:
     forms = ("channel",) * 3 + ("vertical",) * 3
     curve = Curve(ranks, loss, loss, cost, 100 * cost, 4 * cost, forms=forms)
     c = Candidate(Site("conv", "a", (4, 4)), Dense(50, 5000, 200), curve)
-    reasons = []
+    reasons: list[str] = []
     for macs in (2000, 3999, 5000):
         plan = make_plan([c], [], budgets={"macs": macs})
-        reasons += [one.reason for one in (*plan.choices, *plan.skips)]
+        reasons += [*(c.reason for c in plan.choices), *(s.reason for s in plan.skips)]
     assert reasons == [
         "rank 2 of 4 as channel: 2.5x fewer MACs for 0.25 of loss; rank 2 as vertical would cost "
         "1,000 MACs more and save 0.12",

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
+from rankc.planning import Plan
 from rankc.recipe import Gate
 from rankc.report import (
     failures,
@@ -36,7 +37,7 @@ PLAN: dict[str, Any] = {
             "error": 0.00214,
             "size_bytes": 154_000,
             "dense_size_bytes": 640_000,
-            "reason": "rank 48 of 400: 4.16x fewer bytes for 0.00011 of loss; dense would cost more",
+            "reason": "rank 48 of 400: 4.16x fewer bytes for 0.00011 of loss; dense costs more",
         }
     ],
     "skips": [{"pass_name": "embedding", "name": "emb_wind", "reason": "rank 16 is cheapest"}],
@@ -243,11 +244,11 @@ def test_report_of_what_passed(gates: tuple[Gate, ...], first: str) -> None:
 
 
 def test_report_of_an_empty_plan_and_of_none() -> None:
-    empty = report_markdown(ctr(), {"choices": [], "skips": []})
+    empty = report_markdown(ctr(), json.loads(Plan((), (), (), 0.0, 0.0).to_json()))
     assert "No site was rewritten." in empty
     assert "Nothing was skipped." in empty
     assert "## Sites" not in report_markdown(ctr(), None)
-    with pytest.raises(KeyError, match="skips"):
+    with pytest.raises(KeyError, match="limits"):
         report_markdown(ctr(), {"choices": []})
 
 

@@ -8,13 +8,14 @@ import pytest
 from builders import lookup, lookup_rows
 from rankc.calibrate import calibrate
 from rankc.errors import RecipeError
-from rankc.graph import initializer_bytes, parameters
+from rankc.graph import initializer_bytes
 from rankc.passbase import CalibrationStats, ExactPass
 from rankc.passes.embedding import Embedding
 from rankc.passes.gather_fusion import GatherFusion
 from rankc.passes.lowrank import LowRank
-from rankc.planning import Plan
+from rankc.planning import Amounts, Plan
 from rankc.progress import SilentProgress
+from rankc.recipe import Budget
 from rankc.rewriting import Sites, Weigh, fit
 from sources import Rows
 
@@ -31,16 +32,25 @@ def prepared(*passes: Embedding | LowRank) -> tuple[ir.Model, Sites, Calibration
     return model, sites, known.stats
 
 
-def fitted(budget: int, weigh: Weigh = initializer_bytes) -> tuple[Plan, ir.Model]:
+def in_bytes(model: ir.Model) -> Amounts:
+    return {"bytes": initializer_bytes(model)}
+
+
+def fitted(budget: int, weigh: Weigh = in_bytes) -> tuple[Plan, ir.Model]:
     exact: tuple[ExactPass, ...] = (GatherFusion(),)
-    return fit(*prepared(*PASSES), exact, weigh, budget=budget, unit="bytes")
+    return fit(*prepared(*PASSES), exact, weigh, budgets=[Budget("bytes", max=budget)])
+
+
+def planned(plan: Plan) -> float:
+    (limit,) = plan.limits
+    return limit.planned
 
 
 @pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.8])
 def test_the_finished_model_fits_the_budget(share: float) -> None:
     budget = int(share * WHOLE)
     plan, model = fitted(budget)
-    assert plan.planned == initializer_bytes(model) <= budget
+    assert planned(plan) == initializer_bytes(model) <= budget
     assert plan.choices
 
 
@@ -51,8 +61,8 @@ def test_what_the_file_weighs_beyond_the_plan_is_learnt() -> None:
         return initializer_bytes(model) + 300 * sum(n.op_type == "Gemm" for n in model.graph)
 
     budget = int(0.7 * WHOLE)
-    plan, model = fitted(budget, heavy)
-    assert plan.planned == heavy(model) <= budget
+    plan, model = fitted(budget, lambda model: {"bytes": heavy(model)})
+    assert planned(plan) == heavy(model) <= budget
     assert plan.loss >= fitted(budget)[0].loss
 
 
@@ -68,9 +78,9 @@ def test_an_impossible_budget_is_refused() -> None:
 
 def test_forced_ranks_need_no_budget() -> None:
     passes = (Embedding(rank=2), LowRank(rank=3, min_size=64, round_to=1))
-    plan, model = fit(*prepared(*passes), (), parameters, budget=None, unit="parameters")
+    plan, model = fit(*prepared(*passes), (), in_bytes)
     assert {(c.pass_name, c.rank) for c in plan.choices} == {("embedding", 2), ("lowrank", 3)}
-    assert plan.planned == parameters(model)
+    assert planned(plan) == initializer_bytes(model)
 
 
 def test_a_site_belongs_to_the_first_pass_that_wants_it() -> None:

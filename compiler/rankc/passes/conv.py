@@ -130,7 +130,7 @@ class Conv:
         return Solution(kernel, mean, chains, variance, energy, scale)
 
     def _chains(
-        self, name: Form, kernel: Kernel, moments: Floats, felt: Floats | None
+        self, name: str, kernel: Kernel, moments: Floats, felt: Floats | None
     ) -> Iterator[Chain]:
         """The form `name`, if it is one here; of tucker, one for each number of inner channels."""
         plain = np.broadcast_to(np.eye(moments.shape[-1]), moments.shape)
