@@ -54,9 +54,10 @@ class Cuts:
         order = tuple(str(piece[0].name) for piece in pieces[1:])
         return cls(model, order, (*live, outputs))
 
-    def before(self) -> ir.Model:
-        """From the model's inputs to the first cut."""
-        return self._part([str(v.name) for v in self.model.graph.inputs], self.live[0])
+    def before(self) -> ir.Model | None:
+        """From the model's inputs to the first cut; None if nothing is computed there."""
+        inputs = [str(v.name) for v in self.model.graph.inputs]
+        return None if set(self.live[0]) <= set(inputs) else self._part(inputs, self.live[0])
 
     def part(self, first: int, last: int | None = None) -> ir.Model:
         """From one cut to another (by default to the end), without what only passes through."""
@@ -132,9 +133,9 @@ class Flow:
         return path
 
 
-def open_part(part: ir.Model) -> Session | None:
+def open_part(part: ir.Model | None) -> Session | None:
     """A session over a piece of a model; None if there is nothing to compute."""
-    if not part.graph.outputs:
+    if part is None:
         return None
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         path = Path(folder) / "part.onnx"
