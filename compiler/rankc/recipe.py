@@ -131,10 +131,6 @@ class Planning:
     min_rank: Count = 1  # no rank below it
     floor: Annotated[float, Ge(0), Le(1)] = 0.0  # no rank below this share of the full rank
     cap: Annotated[float, Gt(0), Le(1)] = 1.0  # no rank above it: dense is then the next choice
-    # what tells how much an error at a site matters: the output's gradient, one run of the model
-    # with the site perturbed, or runs at several ranks of it and the KL divergence of the output
-    sensitivity: Literal["gradient", "perturbation", "kl"] = "gradient"
-    rows: Count = 256  # calibration rows that `kl` and `perturbation` are measured on
 
     def __post_init__(self) -> None:
         if self.floor > self.cap:
