@@ -30,6 +30,7 @@ from rankc.knapsack_states import search
 
 SMALL = 100_000  # points that no other undercuts; above, the optimum is not searched for
 CLOSE = 4_096  # segments that are put in order one by one
+FURTHER = 200_000  # segments that are looked at after the longest prefix
 STEPS = 1_000_000  # comparisons that filling up may take
 
 Picked = tuple[Ints, float, bool]  # a point of each class, the bound, whether it is the optimum
@@ -200,14 +201,18 @@ class _Segments:
     def skipping(self, bought: NDArray[np.bool_], left: float) -> Ints:
         """Go on from a prefix; a class is done with once one of its segments does not fit."""
         bought, open_ = bought.copy(), np.flatnonzero(~bought)
-        if len(open_) > CLOSE:
+        if len(open_) > FURTHER:
             saved = self.saved[open_]
-            open_ = open_[saved >= np.partition(saved, len(saved) - CLOSE)[len(saved) - CLOSE]]
+            open_ = open_[saved >= np.partition(saved, len(saved) - FURTHER)[-FURTHER]]
+        order = open_[np.argsort(-self.saved[open_], kind="stable")]
+        prices, owners = self.price[order], self.owner[order].tolist()
+        cheapest = np.minimum.accumulate(prices[::-1])[::-1].tolist()  # of those to come
         done: set[int] = set()
-        for k in open_[np.argsort(-self.saved[open_], kind="stable")].tolist():
-            owner, price = int(self.owner[k]), float(self.price[k])
+        for place, (owner, price) in enumerate(zip(owners, prices.tolist(), strict=True)):
+            if cheapest[place] > left:
+                break
             if owner not in done and price <= left:
-                bought[k], left = True, left - price
+                bought[order[place]], left = True, left - price
             else:
                 done.add(owner)
         return self.picked(bought)

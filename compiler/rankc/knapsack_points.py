@@ -65,14 +65,14 @@ def undominated(costs: Floats, loss: Floats) -> Ints:
     With one limit those are all such points, costs rising and loss falling strictly. With several,
     a few that are undercut may be left in.
     """
-    return _staircase(costs[:, 0], loss) if costs.shape[1] == 1 else _skyline(costs, loss)
+    order = np.argsort(costs[:, 0], kind="stable")  # ranks of each form rise: quick to merge
+    steps = np.diff(costs[order], axis=0)
+    if costs.shape[1] == 1 or ((steps > 0).all(axis=1) | (steps == 0).all(axis=1)).all():
+        return _staircase(order, costs[order, 0], loss[order])  # dearer in one is dearer in all
+    return _skyline(costs, loss)
 
 
-def _staircase(cost: Floats, loss: Floats) -> Ints:
-    order = np.arange(len(cost))
-    if np.any(cost[1:] < cost[:-1]):
-        order = np.argsort(cost, kind="stable")  # ranks of each form rise: quick to merge
-        cost, loss = cost[order], loss[order]
+def _staircase(order: Ints, cost: Floats, loss: Floats) -> Ints:
     lowest = np.minimum.accumulate(loss)
     steps = np.flatnonzero(np.append(True, loss[1:] < lowest[:-1]))
     last_of_equals = np.append(np.diff(cost[steps]) > 0, True)

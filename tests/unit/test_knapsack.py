@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from benchmarks.planner.instances import instance, optimum, span
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,49 +17,6 @@ from rankc.knapsack_states import search
 from rankc.strategies import greedy, uniform
 
 CLOSE = 1e-12
-
-
-def offer(rng: np.random.Generator, limits: int, most_ranks: int = 6, most_forms: int = 2) -> Offer:
-    """A site: dense, and one or more forms at every rank, convex or not; or one forced rank."""
-    full, forms = int(rng.integers(1, most_ranks + 1)), int(rng.integers(1, most_forms + 1))
-    costs, losses = [], []
-    for _ in range(forms):
-        gains = rng.exponential(size=full) * rng.uniform(0.1, 10)
-        loss = np.append(np.cumsum(np.sort(gains) if rng.random() < 0.5 else gains)[::-1][1:], 0.0)
-        losses.append(rng.permutation(loss) if rng.random() < 0.2 else loss)
-        cost = np.outer(np.arange(1, full + 1), rng.integers(3, 40, size=limits))
-        costs.append(rng.integers(1, 200, size=cost.shape) if rng.random() < 0.2 else cost)
-    cost, loss = np.concatenate(costs).astype(np.float64), np.concatenate(losses)
-    dense = np.floor(cost.max(axis=0) * rng.uniform(0.4, 1.2)) + 1
-    if rng.random() < 0.1:
-        forced = int(rng.integers(len(loss)))
-        return Offer(np.array(cost[forced : forced + 1], np.float64), loss[forced : forced + 1])
-    return Offer(np.vstack([dense, cost]).astype(np.float64), np.append(0.0, loss))
-
-
-def instance(seed: int, limits: int) -> tuple[list[Offer], Floats]:
-    """At most six sites, and limits anywhere between the smallest and the largest."""
-    rng = np.random.default_rng(seed)
-    sites = int(rng.integers(1, 7))
-    offers = [offer(rng, limits, most_forms=1 if sites == 6 else 2) for _ in range(sites)]
-    low, high = span(offers)
-    return offers, np.floor(low + (high - low) * rng.uniform(0, 1, size=limits) ** 1.5)
-
-
-def span(offers: Sequence[Offer]) -> tuple[Floats, Floats]:
-    """The least and the most that all can cost, limit by limit."""
-    low = np.sum([o.costs.min(axis=0) for o in offers], axis=0)
-    return low, np.sum([o.costs.max(axis=0) for o in offers], axis=0)
-
-
-def optimum(offers: Sequence[Offer], limits: Floats) -> float | None:
-    """Brute force: every choice there is."""
-    cost, loss = np.zeros((1, len(limits))), np.zeros(1)
-    for one in offers:
-        cost = np.asarray((cost[:, None] + one.costs).reshape(-1, len(limits)))
-        loss = (loss[:, None] + one.loss).ravel()
-    fits = (cost <= limits).all(axis=1)
-    return float(loss[fits].min()) if fits.any() else None
 
 
 def spent(offers: Sequence[Offer], picked: Sequence[int]) -> Floats:

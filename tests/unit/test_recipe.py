@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankc.errors import RecipeError
-from rankc.recipe import Metric, Profile, Recipe
+from rankc.recipe import Budget, Metric, Planning, Profile, Recipe
 from rankc.recipe_load import build_passes, load_recipe, lock, resolved
 from rankc.recipe_schema import docs_page, options, schema_text
 from rankc.validate.quantities import QUANTITIES
@@ -125,6 +125,14 @@ MISTAKES = {
     "keep_ratio too large": ("keep_ratio: 0.1", "keep_ratio: 1.5", 12, "budget.keep_ratio: must be less than or equal to 1", ""),
     "keep_ratio zero": ("keep_ratio: 0.1", "keep_ratio: 0", 12, "budget.keep_ratio: must be greater than 0", ""),
     "two budgets": ("keep_ratio: 0.1", "{keep_ratio: 0.1, max: 9}", 11, "budget: give exactly one of", "both"),
+    "half a byte": ("keep_ratio: 0.1", "max: 1.5", 11, "budget: max must be a whole number of bytes, not 1.5", ""),
+    "a budget of nothing": ("keep_ratio: 0.1", "max: 0", 12, "budget.max: must be greater than 0", ""),
+    "a unit that is none": ("keep_ratio: 0.1", "unit: flops", 12, "budget.unit: unknown value", "one of: bytes, parameters, macs, ms"),
+    "a budget that is no mapping": ("\n  keep_ratio: 0.1", " 5", 11, "budget: expected a mapping of options", "got the number 5"),
+    "a unit twice": ("\n  keep_ratio: 0.1", "\n  - {max: 9}\n  - {max: 8}", 13, "budget[1]: bytes is listed twice", ""),
+    "a mistake in a list of budgets": ("\n  keep_ratio: 0.1", "\n  - {max: 9}\n  - {unit: ms, keep_ratio: 2}", 13, "budget[1].keep_ratio: must be less", ""),
+    "an unknown strategy": ("gates:", "planning: {strategy: best}\ngates:", 13, "planning.strategy: unknown value", "one of: optimal, greedy, uniform"),
+    "no rank between floor and cap": ("gates:", "planning: {floor: 0.6, cap: 0.5}\ngates:", 13, "planning: floor 0.6 is above cap 0.5", ""),
     "no budget": ("keep_ratio: 0.1", "unit: bytes", 11, "budget: give exactly one of", "neither"),
     "unknown metric": ("metric: auc", "metric: acu", 14, "gates[0].metric: unknown value", "did you mean 'auc'? one of: auc, logloss"),
     "unknown goal": ("max-degradation", "max-degradion", 14, "gates[0].goal: unknown value", "did you mean 'max-degradation'?"),
@@ -214,6 +222,23 @@ def test_overrides(load: Load) -> None:
     assert [(budget.max, budget.keep_ratio) for budget in recipe.budget] == [(1000, None)]
     assert built(recipe) == [Fuse(), Shrink(("mlp.*",), "svd", share=0.25)]
     assert recipe.lower[0].profile == Profile(1, 256, 256)
+
+
+def test_budgets(load: Load) -> None:
+    several = "budget=[{keep_ratio: 0.5}, {unit: macs, max: 1000}, {unit: ms, max: 1.25}]"
+    for option, found in (
+        ("budget={unit: ms, max: 0.5}", (Budget("ms", max=0.5),)),
+        (several, (Budget(keep_ratio=0.5), Budget("macs", max=1000), Budget("ms", max=1.25))),
+        ("budget=null", ()),
+        ("budget=[]", ()),
+    ):
+        recipe = load(RECIPE, option)
+        assert recipe.budget == found
+        assert [type(b.max) for b in recipe.budget if b.unit == "macs"] in ([], [int])
+        again = resolved(recipe, pass_types=TYPES)
+        assert load(again).budget == found, again
+    planning = load(RECIPE, "planning={strategy: uniform, cap: 0.5, min_rank: 8}").planning
+    assert planning == Planning("uniform", 8, cap=0.5)
 
 
 @pytest.mark.parametrize(

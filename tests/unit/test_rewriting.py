@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from builders import lookup, lookup_rows
 from rankc.calibrate import calibrate
 from rankc.errors import RecipeError
-from rankc.graph import initializer_bytes
-from rankc.passbase import CalibrationStats, ExactPass
+from rankc.graph import initializer_bytes, parameters
+from rankc.macs import count_macs
+from rankc.passbase import CalibrationStats, ExactPass, Times
 from rankc.passes.embedding import Embedding
 from rankc.passes.gather_fusion import GatherFusion
 from rankc.passes.lowrank import LowRank
-from rankc.planning import Amounts, Plan
+from rankc.planning import Amounts, Candidate, Plan
 from rankc.progress import SilentProgress
-from rankc.recipe import Budget
+from rankc.recipe import Budget, Planning
 from rankc.rewriting import Sites, Weigh, fit
 from sources import Rows
 
@@ -52,6 +54,64 @@ def test_the_finished_model_fits_the_budget(share: float) -> None:
     plan, model = fitted(budget)
     assert planned(plan) == initializer_bytes(model) <= budget
     assert plan.choices
+    assert plan.bound <= plan.loss
+    assert plan.exact is (plan.bound == plan.loss)
+
+
+def in_all_units(model: ir.Model) -> Amounts:
+    macs, why = count_macs(model.clone())
+    assert macs is not None, why
+    return {"bytes": initializer_bytes(model), "parameters": parameters(model), "macs": macs}
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.7, 0.9), (0.9, 0.6, 0.6), (0.5, 0.5, 0.5)])
+def test_the_finished_model_fits_every_budget(shares: tuple[float, float, float]) -> None:
+    whole = in_all_units(lookup())
+    budgets = [
+        Budget(unit, max=int(share * size))
+        for (unit, size), share in zip(whole.items(), shares, strict=True)
+    ]
+    plan, model = fit(*prepared(*PASSES), (GatherFusion(),), in_all_units, budgets=budgets)
+    weight = in_all_units(model)
+    assert {limit.unit: limit.planned for limit in plan.limits} == weight
+    assert all(budget.max is not None and weight[budget.unit] <= budget.max for budget in budgets)
+    assert plan.loss >= fitted(int(shares[0] * whole["bytes"]))[0].loss * (1 - 1e-9)
+
+
+def test_what_cannot_be_met_beside_another_budget_is_refused() -> None:
+    budgets = [Budget(max=WHOLE // 2), Budget("macs", max=1)]
+    with pytest.raises(RecipeError, match=r"with 1 MACs cannot be met: by themselves .* MACs"):
+        fit(*prepared(*PASSES), (GatherFusion(),), in_all_units, budgets=budgets)
+
+
+def by_rank(candidate: Candidate) -> Times:
+    """A clock: a millisecond a rank, ten for dense."""
+    return Times(10.0, candidate.curve.ranks.astype(np.float64), measured=True)
+
+
+@pytest.mark.parametrize("budget", [Budget("ms", max=7.5), Budget("ms", keep_ratio=0.2)])
+def test_milliseconds_are_what_the_plan_predicts(budget: Budget) -> None:
+    model, sites, stats = prepared(*PASSES)
+    plan, _ = fit(model, sites, stats, (), in_bytes, budgets=[budget], clock=by_rank)
+    dense = 10.0 * (len(sites.owners) - len(plan.choices))
+    took = sum(choice.rank for choice in plan.choices) + dense
+    allowed = 2.0 * len(sites.owners) if budget.max is None else budget.max
+    assert [(limit.unit, limit.planned) for limit in plan.limits] == [("ms", took)]
+    assert took <= allowed < took + 1
+
+
+def test_milliseconds_need_a_clock() -> None:
+    with pytest.raises(RecipeError, match="rankc profile"):
+        fit(*prepared(*PASSES), (), in_bytes, budgets=[Budget("ms", max=7.5)])
+
+
+def test_another_strategy_is_followed() -> None:
+    budgets, planning = [Budget(max=int(0.6 * WHOLE))], Planning(strategy="uniform")
+    plan, model = fit(*prepared(*PASSES), (), in_bytes, budgets=budgets, planning=planning)
+    best, _ = fit(*prepared(*PASSES), (), in_bytes, budgets=budgets)
+    assert (plan.strategy, best.strategy) == ("uniform", "optimal")
+    assert initializer_bytes(model) <= 0.6 * WHOLE
+    assert plan.loss > best.loss
 
 
 def test_what_the_file_weighs_beyond_the_plan_is_learnt() -> None:
