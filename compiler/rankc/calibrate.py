@@ -143,9 +143,8 @@ class _Watch:
         gradients = {value.name: value for value in probed.graph.outputs}
         probed.graph.outputs.clear()
         probed.graph.outputs.extend(gradients[name] for name in self.gradients.outputs.values())
-        self.places = list(dict.fromkeys(watched))
         self.windows: dict[Place, str] = {}  # the value that has a window's pixels
-        for name, window in self.places:
+        for name, window in dict.fromkeys(watched):
             value = value_named(probed, name)
             if window is not None:
                 self.windows[name, window] = _add_gather(probed, value, len(self.windows))

@@ -62,6 +62,23 @@ def directions(covariance: Floats, weight: Floats | None = None) -> Directions:
     return Directions(root @ vectors, inverse @ vectors)
 
 
+def nested_tail(whole: float, linear: Floats, block: Floats) -> Floats:
+    """A quadratic error at every rank: whole - 2 sum_i linear_i + sum_ij block_ij, i and j up to r.
+
+    Args:
+        whole: What is lost at rank 0.
+        linear: What each direction takes away, (k,).
+        block: What two directions together put back, (k, k).
+
+    Returns:
+        Not below zero, for ranks 0 to k, (k + 1,).
+    """
+    quadratic = np.diagonal(np.cumsum(np.cumsum(block, axis=0), axis=1))
+    tail = np.concatenate([[whole], whole - 2 * np.cumsum(linear) + quadratic])
+    found: Floats = np.maximum(tail, 0.0)
+    return found
+
+
 def lost(found: Directions, covariance: Floats, metric: Floats | None = None) -> Floats:
     """tr(metric (I-P_r) covariance (I-P_r)T) for r = 0..k, exactly, (k + 1,).
 
@@ -71,12 +88,8 @@ def lost(found: Directions, covariance: Floats, metric: Floats | None = None) ->
     a, b = found.decode, found.encode
     ka = a if metric is None else metric @ a  # (m, k)
     total = np.trace(covariance) if metric is None else np.sum(metric * covariance)
-    linear = np.cumsum(np.einsum("mi,mi->i", covariance @ b, ka))
-    block = (a.T @ ka) * (b.T @ covariance @ b)
-    quadratic = np.diagonal(np.cumsum(np.cumsum(block, axis=0), axis=1))
-    tail = total - 2 * linear + quadratic
-    tails: Floats = np.maximum(np.concatenate([[total], tail]), 0.0)
-    return tails
+    linear = np.einsum("mi,mi->i", covariance @ b, ka)
+    return nested_tail(float(total), linear, (a.T @ ka) * (b.T @ covariance @ b))
 
 
 def plain_directions(weight: Floats, moment: Floats) -> Directions:

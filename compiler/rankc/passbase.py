@@ -15,6 +15,8 @@ from rankc.windows import Window
 
 Floats = NDArray[np.float64]
 
+MAX_GRADED = 4096  # outputs of a layer: E[g gT] of more would take over 134 MB
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Site:
@@ -85,10 +87,11 @@ class Curve:
     """What every rank would cost at a site: entry i of each array belongs to `ranks[i]`.
 
     A pass that can emit a site in several forms (a convolution as columns and rows, or as two
-    1 x 1 layers round a small one) lists the ranks of one form after those of another.
+    1 x 1 layers round a small one) lists the ranks of one form after those of another. What has no
+    error is exact; of each form `f`, or of a family of forms `f-1`, `f-2`, one entry is.
     """
 
-    ranks: NDArray[np.int64]  # rising within a form; the last of each form is exact
+    ranks: NDArray[np.int64]  # rising within a form
     error: Floats  # E|y - y'|^2 / E|y - E y|^2 over the calibration rows: share of variance lost
     loss: Floats  # E[(g . (y - y'))^2]: expected squared change of the logit
     parameters: NDArray[np.int64]  # scalars in the site's initializers after the rewrite
@@ -179,7 +182,7 @@ class Pass(Protocol):
     ) -> None:
         """Do it, in place, in one of the curve's forms.
 
-        At the last rank of every form the model computes the same function.
+        Where the curve says that there is no error, the model computes the same function.
         """
         ...
 

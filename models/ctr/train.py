@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +11,7 @@ import onnxruntime as ort
 import torch  # noqa: TID253 - the zoo trains; the compiler never imports this
 from models.ctr.networks import ARCHITECTURES, DCN, EMBEDDING_STD, DeepFM
 from models.ctr.rows import Rows, Source
+from models.exporting import anonymous, quiet
 from numpy.typing import NDArray
 from torch import nn  # noqa: TID253
 
@@ -90,7 +87,7 @@ def export(model: Model, path: str | Path) -> None:
     inputs = (ids, torch.zeros(2, dense)) if dense else (ids,)
     names = ["ids", "dense"][: len(inputs)]
     batch = torch.export.Dim("batch")
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             model.eval(),
             inputs,
@@ -103,22 +100,8 @@ def export(model: Model, path: str | Path) -> None:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    clean = _anonymous(program.model)
+    clean = anonymous(program.model, "ctr")
     ir.save(clean, path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on packages it could use and on its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _dense_width(model: Model) -> int:
@@ -127,28 +110,6 @@ def _dense_width(model: Model) -> int:
         raise TypeError(f"the MLP starts with {type(first).__name__}, not with a linear layer")
     tables = [t for t in model.emb.values() if isinstance(t, nn.Embedding)]
     return first.in_features - sum(t.embedding_dim for t in tables)
-
-
-def _anonymous(model: ir.Model) -> ir.Model:
-    """Drop metadata and doc strings; name nodes after the layer whose weight they read."""
-    model.metadata_props.clear()
-    model.doc_string = model.producer_name = model.producer_version = None
-    model.graph.name = "ctr"
-    values = [*model.graph.inputs, *model.graph.initializers.values()]
-    for node in model.graph:
-        values += node.outputs
-        node.metadata_props.clear()
-        node.doc_string = None
-        weights = [v.name for v in node.inputs if v is not None and v.is_initializer()]
-        layers = [name.removesuffix(".weight") for name in weights if name and ".weight" in name]
-        if layers:
-            node.name = layers[0]
-    for value in values:
-        value.metadata_props.clear()
-        value.doc_string = None
-    model.graph.metadata_props.clear()
-    model.graph.doc_string = None
-    return model
 
 
 def predict(path: str | Path, rows: Rows, batch_size: int = 4096) -> Floats:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 - the zoo trains; the compiler never imports this
+from models import artifacts
 from models.digits import data
 from models.digits.network import DigitsNet
-from models.vision import artifacts, export
+from models.vision import export
 from models.vision.training import Settings, train
 
 SHAPE = (1, data.SIDE, data.SIDE)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 - the zoo trains; the compiler never imports this
-from models.vision import artifacts, export
+from models import artifacts
+from models.vision import export
 from numpy.typing import NDArray
 
 from rankc.data import open_source

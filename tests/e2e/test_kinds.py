@@ -98,10 +98,6 @@ def tower(*middle: str, heads: tuple[int, ...] = (1,)) -> ir.Model:
         if kind == "Einsum":
             inputs, attributes = [h, random("E", 32, 32)], {"equation": "bi,io->bo"}
             return tape.op("Einsum", inputs, attributes=attributes, name="einsum")
-        if kind == "Conv":
-            axis = weight(tape, "axis", np.array([1]))
-            inputs, pads = [tape.op("Unsqueeze", [h, axis]), random("K", 1, 1, 3)], {"pads": [1, 1]}
-            return tape.op("Squeeze", [tape.op("Conv", inputs, attributes=pads, name="conv"), axis])
         if kind == "LSTM":
             first, second = (weight(tape, f"axis{k}", np.array([k])) for k in (0, 1))
             inputs = [tape.op("Unsqueeze", [h, first]), random("W", 1, 128, 32)]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models import artifacts
 from models.cifar import images
 from models.cifar.images import CLASSES, SIDE, FolderError
-from models.vision import artifacts
 from numpy.typing import NDArray
 from PIL import Image
 

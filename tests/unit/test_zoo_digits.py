@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from models import artifacts
 from models.digits import data
-from models.vision import artifacts
 from numpy.typing import NDArray
 
 from rankc.data import open_source

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models.vision import artifacts
+from models import artifacts
 from models.vision.augment import augment
 from numpy.typing import NDArray
 

@@ -15,7 +15,7 @@ import dataclasses
 
 import numpy as np
 
-from rankc.linalg import Floats
+from rankc.linalg import Floats, nested_tail
 
 DAMPING = 1e-5  # share of the identity in the moment that decides, of its own scale
 ROUNDING = 1e-13  # of the largest pivot: below it a row of z repeats what earlier ones say
@@ -76,7 +76,6 @@ def damp(moment: Floats, share: float = DAMPING) -> Floats:
 
 def _inverse_factor(matrix: Floats) -> Floats:
     """L^-1 of L LT = matrix, lower triangular; rows that say nothing new are zero, (q, q)."""
-    q = len(matrix)
     least = ROUNDING * max(float(np.max(np.diagonal(matrix), initial=0.0)), 1e-300)
     try:
         lower = np.linalg.cholesky(matrix)
@@ -84,14 +83,14 @@ def _inverse_factor(matrix: Floats) -> Floats:
             return np.asarray(np.linalg.inv(lower), np.float64)
     except np.linalg.LinAlgError:
         pass
-    return _semidefinite(matrix, least, q)
+    return _semidefinite(matrix, least)
 
 
-def _semidefinite(matrix: Floats, least: float, q: int) -> Floats:
+def _semidefinite(matrix: Floats, least: float) -> Floats:
     """Gram-Schmidt in the metric of the matrix, for one whose rows depend on each other."""
-    inverse = np.zeros((q, q))
-    for k in range(q):
-        row = np.zeros(q)
+    inverse = np.zeros_like(matrix)
+    for k in range(len(matrix)):
+        row = np.zeros(len(matrix))
         row[k] = 1.0
         done = inverse[:k]
         for _ in range(2):  # twice is enough (Kahan and Parlett)
@@ -113,9 +112,5 @@ def _tails(
     """tr(felt (W - B P) G (W - B P)T) at ranks 0, 1, ..., (ranks + 1,)."""
     weighted = solved if felt is None else solved @ felt
     whole = float(np.trace(total)) if felt is None else float(np.sum(felt * total))
-    linear = np.cumsum(np.einsum("qm,qm->q", weighted, cross))
-    block_sums = (weighted @ solved.T) * spread
-    quadratic = np.diagonal(np.cumsum(np.cumsum(block_sums, axis=0), axis=1))
-    tail = np.concatenate([[whole], whole - 2 * linear + quadratic])
-    found: Floats = np.maximum(tail[::block], 0.0)
-    return found
+    linear = np.einsum("qm,qm->q", weighted, cross)
+    return nested_tail(whole, linear, (weighted @ solved.T) * spread)[::block]

@@ -131,7 +131,6 @@ def first_factors(
         root = (vectors * np.sqrt(values)) @ vectors.T
         _, left = eigh_descending(root @ (heavy @ heavy.T) @ root)
         found = left.T @ root @ (heavy @ heavy.T)
-        found[~(np.abs(found).max(axis=1) > 0)] = 0.0
     size = np.linalg.norm(found, axis=1, keepdims=True)
     found = found / np.where(size > 0, size, 1.0)
     return np.asarray(found.reshape(len(found), channels, -1), np.float64)

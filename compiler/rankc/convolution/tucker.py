@@ -3,8 +3,9 @@
 The first factor is that of the form `input` at a fixed number s of channels, refitted; what it
 computes, y' = B P p, is then projected on the r leading directions U of its own outputs:
     W' = U UT B P        lost(r) = tr(W G WT) - 2 tr(UT W G (B P)T U) + tr(UT (B P) G (B P)T U)
-Each s is a form of its own, `tucker-s`, nested in r. Its last rank is exact only if s is full, so
-s = C is always offered. Kim et al., ICLR 2016, from weights; moments and refit as in `split`.
+Each s is a form of its own, `tucker-s`, nested in r. Its last rank is exact only if s is all of the
+rank of `input`, so that is always offered. Kim et al., ICLR 2016, from weights; moments and refit
+as in `split`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from rankc.convolution.kernel import Kernel, Stage, pointwise
 from rankc.convolution.split import Split
-from rankc.linalg import Floats, directions
+from rankc.linalg import Floats, directions, nested_tail
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -95,12 +96,8 @@ def _lost(
     """tr(metric E[Δ ΔT]) with Δ = y - D ET y', at every rank, (R + 1,)."""
     heavy = decode if metric is None else metric @ decode
     whole = float(np.trace(total)) if metric is None else float(np.sum(metric * total))
-    linear = np.cumsum(np.einsum("mr,mr->r", cross @ encode, heavy))
-    block = (decode.T @ heavy) * (encode.T @ spread @ encode)
-    quadratic = np.diagonal(np.cumsum(np.cumsum(block, axis=0), axis=1))
-    tail = np.concatenate([[whole], whole - 2 * linear + quadratic])
-    found: Floats = np.maximum(tail, 0.0)
-    return found
+    linear = np.einsum("mr,mr->r", cross @ encode, heavy)
+    return nested_tail(whole, linear, (decode.T @ heavy) * (encode.T @ spread @ encode))
 
 
 def inner_channels(reduced: Split, step: int) -> list[int]:

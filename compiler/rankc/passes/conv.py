@@ -29,7 +29,7 @@ from rankc.convolution.split import Split, split
 from rankc.convolution.tucker import inner_channels, tucker
 from rankc.graph import Readers, node_named, only_input, selected
 from rankc.linalg import Floats, share_lost
-from rankc.passbase import Curve, Dense, Probe, Site, SiteStats, Skip
+from rankc.passbase import MAX_GRADED, Curve, Dense, Probe, Site, SiteStats, Skip
 
 Form = Literal["channel", "vertical", "horizontal", "input", "tucker", "decoupled"]
 EVERY_FORM: tuple[Form, ...] = (
@@ -40,7 +40,6 @@ EVERY_FORM: tuple[Form, ...] = (
     "tucker",
     "decoupled",
 )
-MAX_GRADED = 4096  # channels, see `lowrank`
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -41,9 +41,7 @@ from rankc.linalg import (
     share_lost,
     shrunk,
 )
-from rankc.passbase import Curve, Dense, Probe, Site, SiteStats, Skip
-
-MAX_GRADED = 4096  # columns: E[g gT] of more would take over 134 MB
+from rankc.passbase import MAX_GRADED, Curve, Dense, Probe, Site, SiteStats, Skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

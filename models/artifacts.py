@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-MODELS = Path(__file__).resolve().parent.parent
+MODELS = Path(__file__).resolve().parent
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 LONGEST_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can state
 
