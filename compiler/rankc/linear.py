@@ -21,7 +21,7 @@ class Linear(Protocol):
 
     weight: Floats  # (groups, m, n)
     bias: Floats | None  # (groups m,)
-    biased: bool  # whether a bias can be written
+    biased: bool  # whether it has a bias to write to: none is added, so that sizes are as planned
     grouped: bool  # whether its moments have an axis for groups, see `Moments`
 
     def draw(self, rng: np.random.Generator) -> Any:
@@ -53,10 +53,11 @@ def linear_of(node: ir.Node, positions: int) -> Linear | None:
 
 
 class _Conv:
-    biased = grouped = True
+    grouped = True
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel, self.weight, self.bias = kernel, kernel.matrix, kernel.bias
+        self.biased = kernel.bias is not None
 
     def draw(self, rng: np.random.Generator) -> NDArray[np.int64]:
         return self._kernel.window.draw(rng)
@@ -85,7 +86,7 @@ class _Dense:
 
     def __init__(self, node: ir.Node) -> None:
         weight, self.bias = layer(node)
-        self.weight, self.biased = weight.T[None], node.op_type == "Gemm"
+        self.weight, self.biased = weight.T[None], self.bias is not None
 
     def draw(self, rng: np.random.Generator) -> None:
         return None

@@ -13,26 +13,27 @@ import numpy as np
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from rankc import graph
+from rankc.budgets import resolved_budgets, weight_of
 from rankc.calibrate import Calibration, calibrate
 from rankc.cleanup import clean
 from rankc.data import InRange, Source, open_source, refused_rows
-from rankc.errors import Exit, ModelError, RecipeError
+from rankc.errors import Exit, ModelError
+from rankc.graph import matches
 from rankc.intake import Intake, ask_original, load, open_original, stamp
 from rankc.lowering import EngineResult, lower
 from rankc.lowering.result import tolerance
-from rankc.macs import count_macs
 from rankc.packing import staging, write_golden, write_manifest
 from rankc.passbase import ExactPass, Pass
 from rankc.passes import split
 from rankc.passes.gather_fusion import ID_RANGES
 from rankc.planning import Amounts, Plan
 from rankc.progress import Progress, SilentProgress
-from rankc.recipe import Budget, Recipe, Unit
+from rankc.recipe import Recipe, Unit
 from rankc.recipe_load import build_passes, load_recipe, lock, resolved
 from rankc.report import failures, write_reports
-from rankc.rewriting import Sites, finish, fit
+from rankc.rewriting import Sites, apply, finish, fit, solve
 from rankc.sensitivity import measure
+from rankc.sequential import Refitting, refit
 from rankc.serialize import save
 from rankc.validate import check_gates_possible, exit_code, validate
 from rankc.validate.schema import Metrics
@@ -154,11 +155,11 @@ def _compress_alone(job: _Job, tell: Progress) -> tuple[Plan, ir.Model]:
     sites = Sites.of(model, job.passes)
     known = _calibrate(job, model, sites, tell)
     with tell.stage("plan") as stage, tempfile.TemporaryDirectory(prefix="rankc-") as folder:
-        budgets, planning = _budget(job), job.recipe.planning
+        budgets, planning = resolved_budgets(job.recipe, job.taken, job.passes), job.recipe.planning
         units: list[Unit] = [one.unit for one in budgets if one.unit != "ms"] or ["bytes"]
 
         def weigh(candidate: ir.Model) -> Amounts:
-            return {unit: _weight(candidate, unit, Path(folder)) for unit in units}
+            return {unit: weight_of(candidate, unit, Path(folder)) for unit in units}
 
         plan, finished = fit(
             model, sites, known.stats, job.exact, weigh, budgets=budgets, planning=planning
@@ -167,7 +168,35 @@ def _compress_alone(job: _Job, tell: Progress) -> tuple[Plan, ir.Model]:
             f"{len(plan.choices)} rewrites, {len(plan.skips)} left alone, {plan.spent}, "
             f"{100 * plan.gap:.1f} % from the bound"
         )
+    if job.recipe.refit is not None and plan.choices:
+        finished = finish(_refit(job, model, sites, known, plan, tell), job.exact)
     return plan, finished
+
+
+def _refit(
+    job: _Job, model: ir.Model, sites: Sites, known: Calibration, plan: Plan, tell: Progress
+) -> ir.Model:
+    """The plan carried out with every layer fitted to what the compressed ones before it do."""
+    assert job.recipe.refit is not None
+    layers = {s.name: s for s, p in sites.owners.items() if p.probe(model, s).inputs is not None}
+    rest = Sites({s: p for s, p in sites.owners.items() if s.name not in layers}, ())
+    names = [str(node.name) for node in model.graph]
+    ignored = {n for n in names for p in job.passes if any(matches(n, i) for i in p.ignore)}
+    refitting = Refitting(
+        model,
+        apply(model, plan, rest, solve(model, rest, known.stats)),
+        {c.site: (layers[c.site], c) for c in plan.choices if c.site in layers},
+        sites.owners,
+        known.stats,
+        job.calibration,
+        job.recipe.refit,
+        job.recipe.seed,
+        frozenset(ignored),
+    )
+    with tell.stage("refit") as stage:
+        result, count = refit(refitting, stage)
+        stage.note(f"{count} layers, one after another, on {job.recipe.refit.rows:,} rows")
+    return result
 
 
 def _clean(job: _Job, tell: Progress) -> ir.Model:
@@ -224,43 +253,6 @@ def _by_perturbation(known: Calibration) -> str:
     names = [site.name for site in known.ungraded]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"; without a gradient, perturbed: {', '.join(names[:3])}{more}" if names else ""
-
-
-def _budget(job: _Job) -> tuple[Budget, ...]:
-    """How much of each unit the finished model may take; a share only of the milliseconds.
-
-    Raises:
-        RecipeError: passes that need a budget have none.
-    """
-    budgets = job.recipe.budget
-    if not budgets and any(pass_.rank is None for pass_ in job.passes):
-        raise RecipeError(
-            "budget: none is given, and a pass has no rank of its own; add for example "
-            "`budget: {keep_ratio: 0.25}`, or `rank: 16` to the pass"
-        )
-    return tuple(
-        budget
-        if budget.keep_ratio is None or budget.unit == "ms"
-        else Budget(budget.unit, max=max(int(budget.keep_ratio * _original(job, budget.unit)), 1))
-        for budget in budgets
-    )
-
-
-def _original(job: _Job, unit: Unit) -> int:
-    return job.taken.size_bytes if unit == "bytes" else _weight(job.taken.model, unit, Path())
-
-
-def _weight(model: ir.Model, unit: Unit, folder: Path) -> int:
-    """What a model takes of a unit; a file is written to the folder and measured."""
-    if unit == "parameters":
-        return graph.parameters(model)
-    if unit == "macs":
-        macs, unknown = count_macs(model.clone())
-        if macs is None:
-            raise RecipeError(f"budget: macs of the model cannot be counted: {unknown}")
-        return macs
-    save(model, folder / "model.onnx")
-    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def _in_range(job: _Job, model: ir.Model) -> _Job:

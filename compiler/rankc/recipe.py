@@ -138,6 +138,17 @@ class Planning:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Refit:
+    """Layers fitted again, one after another, to what the compressed ones before them put out."""
+
+    rows: Count = 1024  # calibration rows that are used, the first ones
+    positions: Count = 64  # patches of an image that a convolution is fitted on
+    weights: bool = True  # fit the weights; layers that stay dense are corrected, too
+    # give every output with a bias the variance that it had: for crude factors, without `weights`
+    variance: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Gate:
     """One promise, checked on the finished model. `metric` names a row of metrics.json."""
 
@@ -219,6 +230,7 @@ class Recipe:
     # pass alone thinks right
     budget: Annotated[tuple[Budget, ...], BeforeValidator(_budgets)] = ()
     planning: Planning = Planning()
+    refit: Refit | None = None  # `{}` for the defaults; left out, layers are factored on their own
     gates: tuple[Gate, ...] = ()  # the exit code tells whether they hold
     latency: Latency = Latency()
     lower: tuple[Target, ...] = (Target("onnxruntime"),)

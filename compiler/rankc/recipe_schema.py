@@ -24,12 +24,13 @@ from rankc.recipe import (
     Planning,
     Profile,
     Recipe,
+    Refit,
     Target,
 )
 from rankc.recipe_load import ALL_PASSES, PassTypes, option_types
 
 _SECTIONS = (
-    Recipe, Data, DataSpec, Images, Budget, Planning, Gate, Latency, Target, Profile
+    Recipe, Data, DataSpec, Images, Budget, Planning, Refit, Gate, Latency, Target, Profile
 )  # fmt: skip
 
 
@@ -203,6 +204,7 @@ def _heading(kind: type[Any]) -> str:
         Images: "`data.calibration.image`, `data.validation.image`",
         Budget: "`budget`, `budget[]`",
         Planning: "`planning`",
+        Refit: "`refit`",
         Gate: "`gates[]`",
         Latency: "`latency`",
         Target: "`lower[]`",

@@ -30,6 +30,7 @@ from rankc.moments import RunningMoments
 from rankc.passbase import Moments, Pass, Site, SiteStats
 from rankc.planning import Choice
 from rankc.progress import Stage
+from rankc.recipe import Refit
 from rankc.segments import Cuts, Flow, open_part, run
 
 Array = NDArray[Any]
@@ -39,23 +40,21 @@ MOST = 4.0  # factor by which an output is scaled to match its variance
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Job:
+class Refitting:
     """What is to be refitted, and on what."""
 
     model: ir.Model  # the original, cleaned up
     changed: ir.Model  # the same with everything rewritten that is no layer
-    choices: Mapping[str, tuple[Site, Pass, Choice]]  # of layers, by the name of the node
+    choices: Mapping[str, tuple[Site, Choice]]  # of layers, by the name of the node
+    owners: Mapping[Site, Pass]
     stats: Mapping[Site, SiteStats]
     source: Source
-    rows: int
-    positions: int  # patches of an image
+    settings: Refit
     seed: int
     ignored: frozenset[str]  # nodes that keep their weights
-    weights: bool  # fit them; otherwise only what the plan says is done
-    variance: bool  # give every output the variance that it had
 
 
-def refit(job: Job, stage: Stage) -> tuple[ir.Model, int]:
+def refit(job: Refitting, stage: Stage) -> tuple[ir.Model, int]:
     """Carry out the layer choices one after another: the model, and how many layers were refitted.
 
     Raises:
@@ -73,7 +72,7 @@ def refit(job: Job, stage: Stage) -> tuple[ir.Model, int]:
             view = layers[name]
             fitted = _fit(job, before, view, k, (original, compressed), rng)
             _carry_out(job, name, view, fitted, (part, result))
-            if job.variance:
+            if job.settings.variance:
                 parts = before.part(k, None if last else k + 1), part
                 _match(name, parts, (original, compressed), result)
             if not last:
@@ -83,28 +82,28 @@ def refit(job: Job, stage: Stage) -> tuple[ir.Model, int]:
     return result, len(layers)
 
 
-def _layers(job: Job) -> dict[str, Linear]:
+def _layers(job: Refitting) -> dict[str, Linear]:
     """Every layer that may change and is the same in both models, by name."""
     names = {str(node.name) for node in job.changed.graph}
     found = {
         str(node.name): view
         for node in job.model.graph
-        if node.name in names and (view := linear_of(node, job.positions)) is not None
+        if node.name in names and (view := linear_of(node, job.settings.positions)) is not None
     }
     return {
         name: view
         for name, view in found.items()
-        if name in job.choices or (job.weights and name not in job.ignored)
+        if name in job.choices or (job.settings.weights and name not in job.ignored)
     }
 
 
-def _first(cuts: Cuts, job: Job) -> Iterator[dict[str, Array]]:
+def _first(cuts: Cuts, job: Refitting) -> Iterator[dict[str, Array]]:
     """The values at the first cut, batch by batch."""
     session, rows = open_part(cuts.before()), 0
     for batch in job.source.batches():
-        if rows >= job.rows:
+        if rows >= job.settings.rows:
             return
-        feeds = {name: array[: job.rows - rows] for name, array in batch.feeds.items()}
+        feeds = {name: array[: job.settings.rows - rows] for name, array in batch.feeds.items()}
         with refused_rows(job.source, rows, batch.rows):
             found = feeds if session is None else feeds | run(session, feeds)
         rows += len(next(iter(feeds.values())))
@@ -119,7 +118,7 @@ class _Fitted:
 
 
 def _fit(
-    job: Job,
+    job: Refitting,
     cuts: Cuts,
     view: Linear,
     k: int,
@@ -137,7 +136,7 @@ def _fit(
         if added:
             y += view.outputs(a[added], places) - view.outputs(b[added], places)
         seen.add(np.concatenate([x, y], axis=2))
-    return _regress(view, seen.result(), job.weights)
+    return _regress(view, seen.result(), job.settings.weights)
 
 
 def _added(node: ir.Node, live: tuple[str, ...]) -> str | None:
@@ -171,18 +170,19 @@ def _regress(view: Linear, both: Moments, weights: bool) -> _Fitted:
 
 
 def _carry_out(
-    job: Job, name: str, view: Linear, fitted: _Fitted, models: tuple[ir.Model, ir.Model]
+    job: Refitting, name: str, view: Linear, fitted: _Fitted, models: tuple[ir.Model, ir.Model]
 ) -> None:
     """Write W* into both models and, where the plan says so, factor it."""
-    if job.weights:
+    if job.settings.weights:
         for model in models:
             view.write(model, name, fitted.weight, fitted.bias)
     if name not in job.choices:
         return
-    site, pass_, choice = job.choices[name]
+    site, choice = job.choices[name]
+    pass_ = job.owners[site]
     stats = SiteStats(inputs=fitted.inputs, output_weight=job.stats[site].output_weight)
     solution = pass_.solve(models[0], site, stats, choice.form)
-    if job.weights:
+    if job.settings.weights:
         solution = pass_.settle(site, stats, solution, choice.rank, choice.form)
     for model in models:
         pass_.rewrite(model, site, choice.rank, solution, choice.form)
@@ -191,7 +191,7 @@ def _carry_out(
 def _match(
     name: str, parts: tuple[ir.Model, ir.Model], flows: tuple[Flow, Flow], result: ir.Model
 ) -> None:
-    """Give each output the mean and variance that it had; a MatMul has no bias to do it with."""
+    """Give each output the mean and variance that it had; without a bias it stays as it is."""
     output = str(node_named(parts[0], name).outputs[0].name)
     last = value_named(parts[1], output).producer()
     view = None if last is None else linear_of(last, 1)

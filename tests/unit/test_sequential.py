@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,15 @@ from numpy.typing import NDArray
 from conv_builders import convnet, images
 from rankc.calibrate import calibrate
 from rankc.cleanup import clean
+from rankc.graph import parameters
 from rankc.passbase import Site, SiteStats
 from rankc.passes.conv import Conv
 from rankc.planning import Choice, make_plan
 from rankc.progress import SilentProgress
+from rankc.recipe import Refit
 from rankc.rewriting import Sites, candidates, solve
 from rankc.segments import Cuts, Flow, open_part, run
-from rankc.sequential import Job, refit
+from rankc.sequential import Refitting, refit
 from rankrt.session import open_model
 from sources import Rows
 
@@ -42,6 +43,15 @@ def chosen(model: ir.Model, sites: Sites, stats: dict[Site, SiteStats]) -> tuple
     return make_plan(offers, [], budgets={"macs": most}).choices
 
 
+def plain(model: ir.Model, sites: Sites, stats: dict[Site, SiteStats]) -> ir.Model:
+    """The same plan carried out without refitting."""
+    changed, solutions = model.clone(), solve(model, sites, stats)
+    by_name = {site.name: site for site in sites.owners}
+    for c in chosen(model, sites, stats):
+        PASS.rewrite(changed, by_name[c.site], c.rank, solutions[by_name[c.site]], c.form)
+    return changed
+
+
 def answers(model: ir.Model) -> NDArray[Any]:
     return open_model(ir.to_proto(model).SerializeToString()).run({"x": IMAGES})["logits"]
 
@@ -50,15 +60,16 @@ def refitted(weights: bool, variance: bool = False) -> float:
     """Mean squared distance of the logits from the original's."""
     model, sites, stats = prepared()
     by_name = {site.name: site for site in sites.owners}
-    choices = {c.site: (by_name[c.site], PASS, c) for c in chosen(model, sites, stats)}
+    choices = {c.site: (by_name[c.site], c) for c in chosen(model, sites, stats)}
     assert choices
-    job = Job(
-        model, model.clone(), choices, stats, Rows({"x": IMAGES}, 32), 96, 1000, 0, frozenset(),
-        weights, variance,
+    job = Refitting(
+        model, model.clone(), choices, sites.owners, stats, Rows({"x": IMAGES}, 32),
+        Refit(96, 1000, weights, variance), 0, frozenset(),
     )  # fmt: skip
     with SilentProgress().stage("refit") as stage:
         result, layers = refit(job, stage)
     assert layers >= len(choices)
+    assert parameters(result) == parameters(plain(model, sites, stats))  # as the plan weighed it
     return float(np.square(answers(result) - answers(model)).mean())
 
 
@@ -72,10 +83,10 @@ def test_matching_the_variance_keeps_a_model_that_runs() -> None:
 
 def test_nothing_to_correct_changes_next_to_nothing() -> None:
     """Without a rewrite the best weights are the weights."""
-    model, _, stats = prepared()
-    job = Job(
-        model, model.clone(), {}, stats, Rows({"x": IMAGES}, 32), 96, 1000, 0, frozenset(),
-        True, False,
+    model, sites, stats = prepared()
+    job = Refitting(
+        model, model.clone(), {}, sites.owners, stats, Rows({"x": IMAGES}, 32),
+        Refit(96, 1000), 0, frozenset(),
     )  # fmt: skip
     with SilentProgress().stage("refit") as stage:
         result, layers = refit(job, stage)
@@ -105,11 +116,10 @@ def test_pieces_put_together_are_the_model() -> None:
 def test_same_seed_same_bytes(seed: int) -> None:
     found = []
     for _ in range(2):
-        model, _, stats = prepared()
-        few = dataclasses.replace(PASS, positions=7)
-        job = Job(
-            model, model.clone(), {}, stats, Rows({"x": IMAGES}, 32), 96, few.positions, seed,
-            frozenset(), True, False,
+        model, sites, stats = prepared()
+        job = Refitting(
+            model, model.clone(), {}, sites.owners, stats, Rows({"x": IMAGES}, 32),
+            Refit(96, positions=7), seed, frozenset(),
         )  # fmt: skip
         with SilentProgress().stage("refit") as stage:
             result, _ = refit(job, stage)
