@@ -9,6 +9,7 @@ second moment needs far fewer rows than a layer's input does.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -202,6 +203,29 @@ def _weight(probe: Probe, felt: Mapping[str, RunningMoments]) -> Floats | None:
     """E[g gT] summed over the places where the site's output is used, (m, m)."""
     seen = [felt[n].result().second for n in probe.outputs if n in felt and felt[n].count]
     return np.sum(seen, axis=0) if len(seen) == len(probe.outputs) and seen else None
+
+
+def require_enough(known: Calibration, probes: Mapping[Site, Probe], source: Source) -> None:
+    """Refuse moments of fewer patches than a patch has pixels: they say nothing of most directions.
+
+    Raises:
+        DataError: says how many images are needed.
+    """
+    short = {}
+    for site, probe in probes.items():
+        moments = known.stats[site].inputs
+        if probe.window is not None and moments is not None:
+            drawn = min(probe.window.positions, math.prod(probe.window.output))
+            needed = moments.mean.shape[-1] // drawn + 1
+            if known.rows < needed:
+                short[site.name] = needed
+    if short:
+        worst = max(short, key=lambda name: short[name])
+        raise DataError(
+            f"{source.path}: {known.rows} images are too few for the moments of {len(short)} "
+            f"convolutions; {worst!r} needs the most: at least {short[worst]}. Give more images, "
+            "let `positions` of the pass be larger, or ignore these layers"
+        )
 
 
 def _check_finite(stats: Mapping[Site, SiteStats]) -> None:

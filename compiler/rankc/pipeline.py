@@ -14,7 +14,7 @@ import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from rankc.budgets import resolved_budgets, weight_of
-from rankc.calibrate import Calibration, calibrate
+from rankc.calibrate import Calibration, calibrate, require_enough
 from rankc.cleanup import clean
 from rankc.data import InRange, Source, open_source, refused_rows
 from rankc.errors import Exit, ModelError
@@ -240,6 +240,7 @@ def _calibrate(job: _Job, model: ir.Model, sites: Sites, tell: Progress) -> Cali
     with tell.stage("calibrate") as stage:
         probes = {site: pass_.probe(model, site) for site, pass_ in sites.owners.items()}
         known = calibrate(model, probes, job.calibration, stage, job.recipe.seed)
+        require_enough(known, probes, job.calibration)
         if known.ungraded:
             stats = measure(
                 model, sites.owners, known.stats, known.ungraded, job.calibration, stage
