@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import tracemalloc
@@ -259,6 +260,16 @@ def test_damaged_npz_files_end_in_a_data_error_or_the_right_rows(
         return
     np.testing.assert_array_equal(got["ids"], arrays["ids"])
     np.testing.assert_array_equal(got["dense"], arrays["dense"])
+
+
+def test_a_damaged_directory_of_an_npz_is_told_wherever_the_damage_is(tmp_path: Path) -> None:
+    """Every byte of the central directory, one at a time; some ask for another zip version."""
+    file = tmp_path / write_npz(tmp_path, rows(3))
+    whole = file.read_bytes()
+    for at in range(whole.index(b"PK\x01\x02"), len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :])
+        with contextlib.suppress(DataError):
+            joined(opened(tmp_path, file.name))
 
 
 def test_a_header_that_lies_about_the_size_is_told(tmp_path: Path) -> None:

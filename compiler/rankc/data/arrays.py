@@ -32,6 +32,9 @@ from rankc.data.source import (
 )
 from rankc.errors import DataError
 
+# What zipfile raises on damage; NotImplementedError where a flipped bit asks for a later version.
+DAMAGED = (OSError, ValueError, zipfile.BadZipFile, NotImplementedError)
+
 
 @dataclass(frozen=True, slots=True)
 class _Member:
@@ -67,7 +70,7 @@ class _Member:
     def _read(self, file: IO[bytes], size: int) -> bytes:
         try:
             data = file.read(size)
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (*DAMAGED, EOFError, zlib.error) as error:
             raise DataError(f"{self.where}: corrupt or truncated: {error}") from error
         if len(data) != size:
             raise DataError(f"{self.where}: truncated")
@@ -163,7 +166,7 @@ class NpzFile(_Arrays):
     def _find(self, names: tuple[str, ...]) -> dict[str, _Member]:
         try:
             self._archive = zipfile.ZipFile(self.path)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise DataError(f"{self.path}: not an .npz, or truncated: {error}") from error
         infos = {info.filename.removesuffix(".npy"): info for info in self._archive.infolist()}
         require(self.path, names, infos, "array")
