@@ -143,6 +143,7 @@ def recipe_of(**changes: Any) -> dict[str, Any]:
             {"lowrank": {"round_to": 4, "min_size": 256}},
         ],
         "budget": {"keep_ratio": 0.6},
+        "timing": {"revert": False},  # so that no decision hangs on how fast this machine is now
         "latency": {"batch_sizes": [1], "repeats": 5},
         "lower": [{"backend": "onnxruntime"}],
         **changes,

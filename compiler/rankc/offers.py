@@ -34,6 +34,7 @@ class Candidate:
     forced: int | None = None  # leaves no choice but that rank
     read_by: Readers | None = None  # what a decoder at the site would be folded into
     times: Times | None = None  # on the target; ranks that are not faster than dense are no choice
+    slow: tuple[str, ...] = ()  # forms that were timed and are no faster than dense: no choice
 
     def costs(self, unit: Unit) -> tuple[float, Floats]:
         """Of the site left dense, and at every entry of the curve, in the finished model.
@@ -92,9 +93,12 @@ class Offered:
         why = "" if left.any() else reasons.no_rank()
         left &= (ranked < dense).any(axis=1)
         why = why or ("" if left.any() else reasons.none_cheaper(units))
-        if times is not None:
+        if times is not None and times.dense > 0:
             left &= times.ranked < times.dense
             why = why or ("" if left.any() else reasons.none_faster(times.dense, times.measured))
+        if candidate.slow:
+            left &= [curve.form(k) not in candidate.slow for k in range(len(left))]
+            why = why or ("" if left.any() else reasons.slower_here(candidate.slow))
         at = np.flatnonzero(left)
         offer = Offer(np.vstack([dense, ranked[at]]), np.append(0.0, curve.loss[at]))
         return cls(candidate, dense, offer, np.append(DENSE, at), why)

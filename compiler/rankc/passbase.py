@@ -116,7 +116,10 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Times:
-    """Milliseconds of a site on the target, one call at the batch size of the profile."""
+    """Milliseconds of a site on the target, one call at the batch size of the profile.
+
+    All 0 for what takes no time that counts: rows of a table that are looked up.
+    """
 
     dense: float
     ranked: Floats  # one for each entry of the curve

@@ -22,6 +22,8 @@ from rankc.rewriting import Sites, Solutions
 SECONDS = 0.25  # a layer, over all batch sizes
 NOISE = 0.98  # an interval that reaches below this may be of a layer that gained
 
+Memo = dict[tuple[str, str, int, str], Compared]  # by signature, pass, rank and form
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerSpeed:
@@ -56,6 +58,7 @@ def time_choices(
     batch_sizes: Sequence[int],
     *,
     seconds: float = SECONDS,
+    memo: Memo | None = None,
     stage: Stage | None = None,
     bench: Bench | None = None,
 ) -> list[LayerSpeed]:
@@ -68,6 +71,7 @@ def time_choices(
         plan: its choices are timed, in its order.
         batch_sizes: rows a call. Where the model fixes their number, all mean the same.
         seconds: CPU time a layer, over all batch sizes.
+        memo: of earlier calls for the same machine; what is in it is not timed again.
         stage: told how far it is.
         bench: where to time; by default ONNX Runtime with one thread, here.
 
@@ -79,7 +83,8 @@ def time_choices(
     """
     with SilentProgress().stage("pays") as silent:
         watch = stage or silent
-        timer = _Timer(model, solutions, batch_sizes, seconds, bench or bench_of("cpu"))
+        known = {} if memo is None else memo
+        timer = _Timer(model, solutions, batch_sizes, seconds, bench or bench_of("cpu"), known)
         owners = {(site.pass_name, site.name): site for site in sites.owners}
         speeds = []
         for k, choice in enumerate(plan.choices):
@@ -104,11 +109,12 @@ class _Timer:
         batch_sizes: Sequence[int],
         seconds: float,
         bench: Bench,
+        memo: Memo,
     ) -> None:
         self._models = {size: concrete(model, size) for size in sorted(set(batch_sizes))}
         self._solutions, self._bench = solutions, bench
         self._seconds = seconds / max(len(self._models), 1)
-        self._known: dict[tuple[str, str, int, str], Compared] = {}
+        self._known = memo
         self._empty_ns: float | None = None
 
     def speed(self, choice: Choice, site: Site, owner: Pass) -> LayerSpeed:

@@ -82,6 +82,7 @@ class Plan:
     bound: float  # no plan within the budgets loses less, by the same predictions
     exact: bool = False  # and none loses less than this one
     strategy: Literal["optimal", "greedy", "uniform"] = "optimal"
+    times: str = ""  # where times of layers are from that the plan goes by; empty: it knows none
 
     @property
     def gap(self) -> float:

@@ -76,6 +76,13 @@ def none_cheaper(units: Sequence[Unit]) -> str:
     return f"left dense: no rank takes {' or '.join(kinds)}"
 
 
+def slower_here(forms: Sequence[str]) -> str:
+    """Why: every form of it that could be had was timed, and lost."""
+    named = " or ".join(filter(None, forms))
+    how = named and f" as {named}"
+    return f"left dense: rewritten{how} it was no faster, timed on this machine"
+
+
 def none_faster(milliseconds: float, timed: bool) -> str:
     """Why: what would be smaller would be slower."""
     how = "measured" if timed else "by the roofline"

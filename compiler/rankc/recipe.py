@@ -138,6 +138,26 @@ class Planning:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Timing:
+    """What is known of the time that layers take, and what becomes of rewrites that lose time."""
+
+    # latency table that `rankc profile` wrote, relative to the recipe: ranks that are slower there
+    # than the layer left dense are not chosen
+    table: Annotated[str, MinLen(1)] | None = None
+    device: str | None = None  # instead of a table: estimates from the data sheet of this device
+    batch: Count = 1  # of the device: rows a call; a table has its own
+    precision: Literal["fp32", "fp16"] = "fp32"  # of the device
+    # time every rewritten layer on this machine against the dense one, and leave those dense that
+    # are slower at every size of latency.batch_sizes; not where a device or the table of another
+    # target says how fast they are
+    revert: bool = True
+
+    def __post_init__(self) -> None:
+        if self.table is not None and self.device is not None:
+            raise ValueError("give a table or a device, not both")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Refit:
     """Layers fitted again, one after another, to what the compressed ones before them put out."""
 
@@ -230,6 +250,7 @@ class Recipe:
     # pass alone thinks right
     budget: Annotated[tuple[Budget, ...], BeforeValidator(_budgets)] = ()
     planning: Planning = Planning()
+    timing: Timing = Timing()
     refit: Refit | None = None  # `{}` for the defaults; left out, layers are factored on their own
     gates: tuple[Gate, ...] = ()  # the exit code tells whether they hold
     latency: Latency = Latency()

@@ -26,11 +26,13 @@ from rankc.recipe import (
     Recipe,
     Refit,
     Target,
+    Timing,
 )
 from rankc.recipe_load import ALL_PASSES, PassTypes, option_types
 
 _SECTIONS = (
-    Recipe, Data, DataSpec, Images, Budget, Planning, Refit, Gate, Latency, Target, Profile
+    Recipe, Data, DataSpec, Images, Budget, Planning, Timing, Refit, Gate, Latency, Target,
+    Profile
 )  # fmt: skip
 
 
@@ -204,6 +206,7 @@ def _heading(kind: type[Any]) -> str:
         Images: "`data.calibration.image`, `data.validation.image`",
         Budget: "`budget`, `budget[]`",
         Planning: "`planning`",
+        Timing: "`timing`",
         Refit: "`refit`",
         Gate: "`gates[]`",
         Latency: "`latency`",

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from rankc import reasons
 from rankc.errors import RecipeError
-from rankc.passbase import CalibrationStats, ExactPass, Pass, Site, Skip, Times
+from rankc.passbase import CalibrationStats, ExactPass, Pass, Site, Skip
 from rankc.planning import Amounts, BudgetError, Candidate, Limit, Plan, make_plan, smallest_plan
 from rankc.recipe import Budget, Planning, Unit
 
@@ -27,7 +27,6 @@ SETTLED = 0.002  # of a budget may be left unused
 
 Solutions = Mapping[Site, Any]  # what the owning pass made of each site
 Weigh = Callable[[ir.Model], Amounts]  # a finished model, in every unit that has a budget but ms
-Clock = Callable[[Candidate], Times | None]  # what a site costs on the target, if that is known
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,11 +69,25 @@ def solve(model: ir.Model, sites: Sites, stats: CalibrationStats) -> Solutions:
     return {site: p.solve(model, site, stats[site]) for site, p in sites.owners.items()}
 
 
-def candidates(
-    model: ir.Model, sites: Sites, solutions: Solutions, clock: Clock | None = None
-) -> list[Candidate]:
-    """What every site could become, with its times if there is a clock."""
-    found = [
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draft:
+    """A model before its rewrites, and everything that its sites could become."""
+
+    model: ir.Model  # after clean-up
+    sites: Sites
+    solutions: Solutions
+    offers: Sequence[Candidate]  # one a site
+
+    @classmethod
+    def of(cls, model: ir.Model, sites: Sites, stats: CalibrationStats) -> Draft:
+        """Decompose every site, by what calibration found."""
+        solutions = solve(model, sites, stats)
+        return cls(model, sites, solutions, candidates(model, sites, solutions))
+
+
+def candidates(model: ir.Model, sites: Sites, solutions: Solutions) -> list[Candidate]:
+    """What every site could become."""
+    return [
         Candidate(
             site,
             pass_.dense(model, site),
@@ -84,19 +97,17 @@ def candidates(
         )
         for site, pass_ in sites.owners.items()
     ]
-    return found if clock is None else [dataclasses.replace(c, times=clock(c)) for c in found]
 
 
-def _reread(
-    offers: Sequence[Candidate], model: ir.Model, plan: Plan, sites: Sites, solutions: Solutions
-) -> list[Candidate]:
+def _reread(draft: Draft, plan: Plan) -> list[Candidate]:
     """The same offers, but what is folded is folded into the layers as this plan leaves them."""
-    folding = {o.site.name for o in offers if o.read_by is not None}
+    folding = {o.site.name for o in draft.offers if o.read_by is not None}
     layers = tuple(c for c in plan.choices if c.site not in folding)
-    rewritten = apply(model, dataclasses.replace(plan, choices=layers), sites, solutions)
+    less, owners = dataclasses.replace(plan, choices=layers), draft.sites.owners
+    rewritten = apply(draft.model, less, draft.sites, draft.solutions)
     return [
-        dataclasses.replace(o, read_by=sites.owners[o.site].read_by(rewritten, o.site))
-        for o in offers
+        dataclasses.replace(o, read_by=owners[o.site].read_by(rewritten, o.site))
+        for o in draft.offers
     ]
 
 
@@ -119,15 +130,12 @@ def apply(model: ir.Model, plan: Plan, sites: Sites, solutions: Solutions) -> ir
 
 
 def fit(
-    model: ir.Model,
-    sites: Sites,
-    stats: CalibrationStats,
+    draft: Draft,
     exact: Sequence[ExactPass],
     weigh: Weigh,
     *,
     budgets: Sequence[Budget] = (),
     planning: Planning | None = None,
-    clock: Clock | None = None,
 ) -> tuple[Plan, ir.Model]:
     """The plan of least predicted loss whose finished model weighs no more than the budgets.
 
@@ -135,31 +143,28 @@ def fit(
     spend is bisected, prices unchanged.
 
     Args:
-        model: after clean-up.
-        sites: who owns which site.
-        stats: what calibration found, for every site.
+        draft: what there is to choose from.
         exact: passes that finish a rewritten model.
         weigh: a finished model, in every unit that has a budget; without one for milliseconds,
             those are taken to be what the plan predicts for the sites.
         budgets: at most one a unit; `keep_ratio` is of all sites left dense, and for ms only.
         planning: how to choose.
-        clock: times of the sites; needed by a budget in ms.
 
     Raises:
-        RecipeError: no plan fits, or times are missing.
+        BudgetError: no plan fits.
+        RecipeError: a budget is in ms and times are missing.
     """
-    solutions = solve(model, sites, stats)
-    offers = candidates(model, sites, solutions, clock)
+    offers = draft.offers
     limits: dict[Unit, float] = {budget.unit: _most(budget, offers) for budget in budgets}
-    whole = weigh(finish(model, exact))
+    whole = weigh(finish(draft.model, exact))
     fixed: dict[Unit, float] = dict.fromkeys(limits, 0)  # stays so for what is not weighed
     fixed |= {u: whole[u] - sum(o.costs(u)[0] for o in offers) for u in limits if u in whole}
-    search = _Search(model, sites, solutions, exact, weigh, limits, planning or Planning())
+    search = _Search(draft, exact, weigh, limits, planning or Planning())
     for _ in range(LEARNING):
         plan, weight, _ = search.attempt(offers, fixed)
         if search.settled(plan, weight):
             return search.result()
-        offers = _reread(offers, model, plan, sites, solutions)
+        offers = _reread(draft, plan)
         learnt: dict[Unit, float] = {
             u: weight[u] - sum(_cost_of(o, plan, u) for o in offers) for u in limits
         }
@@ -180,9 +185,7 @@ def _most(budget: Budget, offers: Sequence[Candidate]) -> float:
 class _Search:
     """Plans that were carried out and weighed, and the best of those that fit."""
 
-    model: ir.Model
-    sites: Sites
-    solutions: Solutions
+    draft: Draft
     exact: Sequence[ExactPass]
     weigh: Weigh
     budgets: Amounts
@@ -197,7 +200,8 @@ class _Search:
     ) -> tuple[Plan, dict[Unit, float], bool]:
         """Plan, rewrite, weigh: the plan, its weight, and whether it was expected to fit."""
         plan, possible = self._plan(offers, fixed)
-        finished = finish(apply(self.model, plan, self.sites, self.solutions), self.exact)
+        draft = self.draft
+        finished = finish(apply(draft.model, plan, draft.sites, draft.solutions), self.exact)
         weight: dict[Unit, float] = {limit.unit: limit.planned for limit in plan.limits}
         weight |= self.weigh(finished)
         for unit, amount in weight.items():
@@ -208,7 +212,7 @@ class _Search:
 
     def _plan(self, offers: Sequence[Candidate], fixed: Amounts) -> tuple[Plan, bool]:
         """The best plan, or else the smallest: what that one really takes is still to be seen."""
-        skips, how = self.sites.skips, self.planning
+        skips, how = self.draft.sites.skips, self.planning
         try:
             plan = make_plan(offers, skips, budgets=self.budgets, fixed=fixed, planning=how)
         except BudgetError as refusal:

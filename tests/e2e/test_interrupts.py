@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import rankc.compression
 import rankc.pipeline
 from bundles import write_mlp_bundle
 from projects import Project, Refusal
@@ -48,13 +49,14 @@ def either(request: pytest.FixtureRequest) -> Project:
 
 def fails_in(step: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a step of the pipeline do its work, and then fail."""
-    real: Callable[..., Any] = getattr(rankc.pipeline, step)
+    module = rankc.pipeline if hasattr(rankc.pipeline, step) else rankc.compression
+    real: Callable[..., Any] = getattr(module, step)
 
     def failing(*values: Any, **named: Any) -> Any:
         real(*values, **named)
         raise error
 
-    monkeypatch.setattr(rankc.pipeline, step, failing)
+    monkeypatch.setattr(module, step, failing)
 
 
 @pytest.mark.parametrize("step", BEFORE + AFTER)

@@ -52,6 +52,7 @@ def some_metrics() -> Metrics:
         ratios={"size_bytes": 12.0},
         latency={"1": row},
         latency_how=LatencyHow(scope="session.run", clock="thread CPU time, 1 thread"),
+        layers=[],
         memory_batch=None,
         backends={},
         environment={},

@@ -46,6 +46,7 @@ PLAN: dict[str, Any] = {
     "gap": 0.004,
     "exact": False,
     "strategy": "optimal",
+    "times": "",
 }
 
 
@@ -89,6 +90,7 @@ def ctr(*gates: Gate) -> Metrics:
         ratios={"size_bytes": 15_182_684 / 1_267_309, "params": 3.77},
         latency={"1": row},
         latency_how=LatencyHow(scope="session.run", clock="thread CPU time, 1 thread"),
+        layers=[],
         memory_batch=256,
         backends={
             "onnxruntime-fp32": {

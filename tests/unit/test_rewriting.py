@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -11,27 +13,27 @@ from rankc.calibrate import calibrate
 from rankc.errors import RecipeError
 from rankc.graph import initializer_bytes, parameters
 from rankc.macs import count_macs
-from rankc.passbase import CalibrationStats, ExactPass, Times
+from rankc.passbase import ExactPass, Times
 from rankc.passes.embedding import Embedding
 from rankc.passes.gather_fusion import GatherFusion
 from rankc.passes.lowrank import LowRank
 from rankc.planning import Amounts, Candidate, Plan
 from rankc.progress import SilentProgress
 from rankc.recipe import Budget, Planning
-from rankc.rewriting import Sites, Weigh, fit
+from rankc.rewriting import Draft, Sites, Weigh, fit
 from sources import Rows
 
 PASSES = (Embedding(), LowRank(min_size=64, round_to=1))
 WHOLE = initializer_bytes(lookup())
 
 
-def prepared(*passes: Embedding | LowRank) -> tuple[ir.Model, Sites, CalibrationStats]:
+def prepared(*passes: Embedding | LowRank) -> Draft:
     model = lookup()
     sites = Sites.of(model, passes)
     probes = {site: p.probe(model, site) for site, p in sites.owners.items()}
     with SilentProgress().stage("calibrate") as stage:
         known = calibrate(model, probes, Rows({"ids": lookup_rows()}), stage)
-    return model, sites, known.stats
+    return Draft.of(model, sites, known.stats)
 
 
 def in_bytes(model: ir.Model) -> Amounts:
@@ -40,7 +42,7 @@ def in_bytes(model: ir.Model) -> Amounts:
 
 def fitted(budget: int, weigh: Weigh = in_bytes) -> tuple[Plan, ir.Model]:
     exact: tuple[ExactPass, ...] = (GatherFusion(),)
-    return fit(*prepared(*PASSES), exact, weigh, budgets=[Budget("bytes", max=budget)])
+    return fit(prepared(*PASSES), exact, weigh, budgets=[Budget("bytes", max=budget)])
 
 
 def planned(plan: Plan) -> float:
@@ -71,7 +73,7 @@ def test_the_finished_model_fits_every_budget(shares: tuple[float, float, float]
         Budget(unit, max=int(share * size))
         for (unit, size), share in zip(whole.items(), shares, strict=True)
     ]
-    plan, model = fit(*prepared(*PASSES), (GatherFusion(),), in_all_units, budgets=budgets)
+    plan, model = fit(prepared(*PASSES), (GatherFusion(),), in_all_units, budgets=budgets)
     weight = in_all_units(model)
     assert {limit.unit: limit.planned for limit in plan.limits} == weight
     assert all(budget.max is not None and weight[budget.unit] <= budget.max for budget in budgets)
@@ -81,7 +83,7 @@ def test_the_finished_model_fits_every_budget(shares: tuple[float, float, float]
 def test_what_cannot_be_met_beside_another_budget_is_refused() -> None:
     budgets = [Budget(max=WHOLE // 2), Budget("macs", max=1)]
     with pytest.raises(RecipeError, match=r"with 1 MACs cannot be met: by themselves .* MACs"):
-        fit(*prepared(*PASSES), (GatherFusion(),), in_all_units, budgets=budgets)
+        fit(prepared(*PASSES), (GatherFusion(),), in_all_units, budgets=budgets)
 
 
 def by_rank(candidate: Candidate) -> Times:
@@ -91,24 +93,26 @@ def by_rank(candidate: Candidate) -> Times:
 
 @pytest.mark.parametrize("budget", [Budget("ms", max=7.5), Budget("ms", keep_ratio=0.2)])
 def test_milliseconds_are_what_the_plan_predicts(budget: Budget) -> None:
-    model, sites, stats = prepared(*PASSES)
-    plan, _ = fit(model, sites, stats, (), in_bytes, budgets=[budget], clock=by_rank)
-    dense = 10.0 * (len(sites.owners) - len(plan.choices))
+    draft = prepared(*PASSES)
+    offers = [dataclasses.replace(offer, times=by_rank(offer)) for offer in draft.offers]
+    draft = dataclasses.replace(draft, offers=offers)
+    plan, _ = fit(draft, (), in_bytes, budgets=[budget])
+    dense = 10.0 * (len(offers) - len(plan.choices))
     took = sum(choice.rank for choice in plan.choices) + dense
-    allowed = 2.0 * len(sites.owners) if budget.max is None else budget.max
+    allowed = 2.0 * len(offers) if budget.max is None else budget.max
     assert [(limit.unit, limit.planned) for limit in plan.limits] == [("ms", took)]
     assert took <= allowed < took + 1
 
 
 def test_milliseconds_need_a_clock() -> None:
     with pytest.raises(RecipeError, match="rankc profile"):
-        fit(*prepared(*PASSES), (), in_bytes, budgets=[Budget("ms", max=7.5)])
+        fit(prepared(*PASSES), (), in_bytes, budgets=[Budget("ms", max=7.5)])
 
 
 def test_another_strategy_is_followed() -> None:
     budgets, planning = [Budget(max=int(0.6 * WHOLE))], Planning(strategy="uniform")
-    plan, model = fit(*prepared(*PASSES), (), in_bytes, budgets=budgets, planning=planning)
-    best, _ = fit(*prepared(*PASSES), (), in_bytes, budgets=budgets)
+    plan, model = fit(prepared(*PASSES), (), in_bytes, budgets=budgets, planning=planning)
+    best, _ = fit(prepared(*PASSES), (), in_bytes, budgets=budgets)
     assert (plan.strategy, best.strategy) == ("uniform", "optimal")
     assert initializer_bytes(model) <= 0.6 * WHOLE
     assert plan.loss > best.loss
@@ -138,7 +142,7 @@ def test_an_impossible_budget_is_refused() -> None:
 
 def test_forced_ranks_need_no_budget() -> None:
     passes = (Embedding(rank=2), LowRank(rank=3, min_size=64, round_to=1))
-    plan, model = fit(*prepared(*passes), (), in_bytes)
+    plan, model = fit(prepared(*passes), (), in_bytes)
     assert {(c.pass_name, c.rank) for c in plan.choices} == {("embedding", 2), ("lowrank", 3)}
     assert planned(plan) == initializer_bytes(model)
 

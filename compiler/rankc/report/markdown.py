@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankc.reasons import measured
 from rankc.report import text
 from rankc.report.rows import failures, table_rows
-from rankc.validate.schema import Backend, Metrics
+from rankc.validate.schema import Backend, Metrics, TimedLayer
 
 Plan = Mapping[str, Any]  # the content of plan.json
 
@@ -24,6 +24,8 @@ def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
     parts = [_verdict(metrics), "## Before and after", _before_after(metrics)]
     if plan is not None:
         parts += ["## Sites", _sites(plan), "## Skipped", _skipped(plan)]
+    if metrics["layers"]:
+        parts += ["## Layers timed", _timed(metrics["layers"])]
     parts += ["## Backends", _backends(metrics["backends"])]
     parts += ["## How it was measured", _how(metrics), "## Environment", _environment(metrics)]
     return "\n\n".join(parts) + "\n"
@@ -85,6 +87,8 @@ def _plan_summary(plan: Plan) -> str:
         if limit["budget"] is not None:
             parts.append(f"budget {measured(unit, limit['budget'])}")
     parts.append(f"predicted mean squared change of the logit {text.short(plan['loss'])}")
+    if plan["times"]:
+        parts.append(f"times of layers {plan['times']}")
     if plan["strategy"] != "optimal":
         parts.append(f"ranks chosen by the strategy {plan['strategy']}")
     if plan["exact"]:
@@ -100,6 +104,35 @@ def _skipped(plan: Plan) -> str:
         return "Nothing was skipped."
     rows = [[str(s["name"]), str(s["pass_name"]), str(s["reason"])] for s in plan["skips"]]
     return text.markdown_table(["site", "pass", "reason"], rows)
+
+
+def _timed(layers: Sequence[TimedLayer]) -> str:
+    """Every rewritten layer by itself against the dense one; the losers in bold."""
+    sizes = sorted({int(size) for layer in layers for size in layer["latency"]})
+    back = sum(layer["verdict"] == "put back" for layer in layers)
+    rows = [
+        [
+            layer["site"],
+            f"{layer['rank']}{layer['form'] and ' as ' + layer['form']}",
+            *(_layer_ratio(layer, size) for size in sizes),
+            layer["verdict"] if layer["verdict"] == "kept" else f"**{layer['verdict']}**",
+        ]
+        for layer in layers
+    ]
+    head = ["layer", "rank", *(f"time b{size}" for size in sizes), ""]
+    note = (
+        f"Rewritten / dense, each layer by itself on this machine; {back} put back. A rewrite is "
+        "put back that is no faster at any batch size, and the plan is made again without it."
+    )
+    return "\n\n".join([text.markdown_table(head, rows), note])
+
+
+def _layer_ratio(layer: TimedLayer, size: int) -> str:
+    found = layer["latency"].get(str(size))
+    if found is None:
+        return ""
+    low, high = found["interval"]
+    return f"{found['ratio']:.2f}{text.TIMES} ({low:.2f}{text.RANGE}{high:.2f})"
 
 
 def _backends(backends: Mapping[str, Backend]) -> str:

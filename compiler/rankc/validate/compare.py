@@ -102,6 +102,7 @@ def _start(recipe: Recipe) -> Metrics:
         ratios={},
         latency={},
         latency_how=LatencyHow(scope=SCOPE, clock=CLOCK),
+        layers=[],
         memory_batch=None,
         backends={},
         environment=_environment(),

@@ -16,6 +16,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic needs these bel
 FORMAT: Final = 1
 
 Kind = Literal["accuracy", "performance"]
+Verdict = Literal["kept", "put back", "slower, but the budget needs it", "slower, but as asked"]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -75,6 +76,26 @@ class Backend(TypedDict):
 
 
 @with_config(_STRICT)
+class LayerRatio(TypedDict):
+    """Rewritten / dense, the layer by itself."""
+
+    ratio: float  # median over pairs
+    interval: tuple[float, float]
+
+
+@with_config(_STRICT)
+class TimedLayer(TypedDict):
+    """A rewrite that was timed against the dense layer, and what became of it."""
+
+    site: str
+    pass_name: str
+    rank: int
+    form: str  # empty: the pass has one form only
+    verdict: Verdict
+    latency: dict[str, LayerRatio]  # by batch size
+
+
+@with_config(_STRICT)
 class GateRow(TypedDict):
     """One gate of the recipe and what came of it."""
 
@@ -104,6 +125,7 @@ class Metrics(TypedDict):
     ratios: Ratios
     latency: dict[str, LatencyRow]  # by batch size
     latency_how: LatencyHow
+    layers: list[TimedLayer]  # in the order of the plan; those put back come last
     memory_batch: int | None  # rows of the batch that peak_memory_bytes was measured with
     backends: dict[str, Backend]
     environment: dict[str, str]  # versions and the machine

@@ -1,0 +1,206 @@
+"""Clean up, calibrate, plan, rewrite, time: from the model that came in to the compressed one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from threadpoolctl import threadpool_limits
+
+from rankc.budgets import resolved_budgets, weight_of
+from rankc.calibrate import Calibration, calibrate, require_enough
+from rankc.cleanup import clean
+from rankc.data import InRange, Source, refused_rows
+from rankc.errors import ModelError
+from rankc.graph import matches
+from rankc.intake import Intake, ask_original, stamp
+from rankc.passbase import ExactPass, Pass
+from rankc.passes.gather_fusion import ID_RANGES
+from rankc.planning import Amounts, Plan
+from rankc.progress import Progress
+from rankc.recipe import Recipe, Unit
+from rankc.reverting import Timed, revert
+from rankc.rewriting import Draft, Sites, apply, finish, fit, solve
+from rankc.sensitivity import measure
+from rankc.sequential import Refitting, refit
+from rankc.serialize import save
+from rankc.timing import Origin, described, elsewhere, with_times
+from rankrt.session import Array, open_model
+
+EXACT = 1e-3  # of the largest output: far above rounding, far below what a wrong rewrite does
+ANY_ID = 2**63 - 1  # of a column that no stacked table reads: ONNX Runtime checks it by itself
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """A recipe with everything that it names opened and checked."""
+
+    recipe: Recipe
+    taken: Intake
+    calibration: Source
+    validation: Source | None
+    times: Origin | None
+    exact: tuple[ExactPass, ...]
+    passes: tuple[Pass, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Compressed:
+    """What became of the model."""
+
+    plan: Plan
+    model: ir.Model
+    timed: Sequence[Timed]  # rewrites that were timed; empty where the recipe wants none
+
+
+def compress(job: Job, tell: Progress) -> Compressed:
+    """Clean up, calibrate, plan and rewrite, with one BLAS thread.
+
+    Each number of threads adds up in an order of its own, so the bytes of the result would depend
+    on the machine; and on a busy one, threads that wait for each other are many times slower.
+    """
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _compress_alone(job, tell)
+
+
+def _compress_alone(job: Job, tell: Progress) -> Compressed:
+    model = _clean(job, tell)
+    sites = Sites.of(model, job.passes)
+    known = _calibrate(job, model, sites, tell)
+    plan, finished, timed = _plan(job, _draft(job, model, sites, known), tell)
+    if job.recipe.refit is not None and plan.choices:
+        finished = finish(_refit(job, model, sites, known, plan, tell), job.exact)
+    return Compressed(plan, finished, timed)
+
+
+def _draft(job: Job, model: ir.Model, sites: Sites, known: Calibration) -> Draft:
+    """Every site decomposed, with its times if the recipe names any."""
+    draft, timing = Draft.of(model, sites, known.stats), job.recipe.timing
+    offers = with_times(job.times, timing, model, sites.owners, draft.solutions, draft.offers)
+    return dataclasses.replace(draft, offers=offers)
+
+
+def _plan(job: Job, draft: Draft, tell: Progress) -> tuple[Plan, ir.Model, Sequence[Timed]]:
+    recipe, timing = job.recipe, job.recipe.timing
+    budgets = resolved_budgets(recipe, job.taken, job.passes)
+    units: list[Unit] = [one.unit for one in budgets if one.unit != "ms"] or ["bytes"]
+    timed: Sequence[Timed] = ()
+    with tell.stage("plan") as stage, tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+
+        def weigh(candidate: ir.Model) -> Amounts:
+            return {unit: weight_of(candidate, unit, Path(folder)) for unit in units}
+
+        def fitted(draft: Draft) -> tuple[Plan, ir.Model]:
+            return fit(draft, job.exact, weigh, budgets=budgets, planning=recipe.planning)
+
+        if timing.revert and not elsewhere(job.times):
+            plan, finished, timed = revert(draft, fitted, recipe.latency.batch_sizes, stage)
+        else:
+            plan, finished = fitted(draft)
+        stage.note(_planned(plan, timed))
+    return dataclasses.replace(plan, times=described(job.times, timing)), finished, timed
+
+
+def _planned(plan: Plan, timed: Sequence[Timed]) -> str:
+    back = sum(one.verdict == "put back" for one in timed)
+    slow = f", {back} put back that lost time" if back else ""
+    return (
+        f"{len(plan.choices)} rewrites, {len(plan.skips)} left alone{slow}, {plan.spent}, "
+        f"{100 * plan.gap:.1f} % from the bound"
+    )
+
+
+def _refit(
+    job: Job, model: ir.Model, sites: Sites, known: Calibration, plan: Plan, tell: Progress
+) -> ir.Model:
+    """The plan carried out with every layer fitted to what the compressed ones before it do."""
+    assert job.recipe.refit is not None
+    layers = {s.name: s for s, p in sites.owners.items() if p.probe(model, s).inputs is not None}
+    rest = Sites({s: p for s, p in sites.owners.items() if s.name not in layers}, ())
+    names = [str(node.name) for node in model.graph]
+    ignored = {n for n in names for p in job.passes if any(matches(n, i) for i in p.ignore)}
+    refitting = Refitting(
+        model,
+        apply(model, plan, rest, solve(model, rest, known.stats)),
+        {c.site: (layers[c.site], c) for c in plan.choices if c.site in layers},
+        sites.owners,
+        known.stats,
+        job.calibration,
+        job.recipe.refit,
+        job.recipe.seed,
+        frozenset(ignored),
+    )
+    with tell.stage("refit") as stage:
+        result, count = refit(refitting, stage)
+        stage.note(f"{count} layers, one after another, on {job.recipe.refit.rows:,} rows")
+    return result
+
+
+def _clean(job: Job, tell: Progress) -> ir.Model:
+    with tell.stage("cleanup") as stage:
+        rows = next(iter(job.calibration.batches()))
+        with refused_rows(job.calibration, 0, rows.rows):
+            want = ask_original(job.taken, rows.feeds)  # what does not run is not worth rewriting
+        model = job.taken.model.clone()
+        before = len(model.graph)
+        clean(model)
+        stamp(model, {"recipe": job.recipe.name, "source_sha256": job.taken.sha256})
+        for pass_ in job.exact:
+            pass_.prepare(model)
+        exact = finish(model, job.exact)
+        change = _difference(job, exact, want)
+        stage.note(f"{before} → {len(exact.graph)} nodes (exact: max |Δ| {change:.1g})")
+    return model
+
+
+def _difference(job: Job, exact: ir.Model, want: Mapping[str, Array]) -> float:
+    """How far the rewritten model's outputs are from the original's, on the first rows."""
+    rows = next(iter(InRange(job.calibration, id_ranges(exact)).batches()))
+    with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(exact, path)
+        got = open_model(path).run(rows.feeds)
+    gaps = [abs(got[name].astype(float) - a).max(initial=0.0) for name, a in want.items()]
+    scale = max(1.0, *(abs(a).max(initial=0.0) for a in want.values()))
+    worst = float(np.max(gaps))  # NaN, if there is one
+    if not worst <= EXACT * scale:
+        raise ModelError(
+            f"{job.taken.path}: a rewrite that is exact in theory changes the outputs by "
+            f"{worst:.1g}; look for weights too large for float32, or leave out the exact passes"
+        )
+    return worst
+
+
+def _calibrate(job: Job, model: ir.Model, sites: Sites, tell: Progress) -> Calibration:
+    if not sites.owners:
+        return Calibration(0, {}, {})
+    with tell.stage("calibrate") as stage:
+        probes = {site: pass_.probe(model, site) for site, pass_ in sites.owners.items()}
+        known = calibrate(model, probes, job.calibration, stage, job.recipe.seed)
+        require_enough(known, probes, job.calibration)
+        if known.ungraded:
+            stats = measure(
+                model, sites.owners, known.stats, known.ungraded, job.calibration, stage
+            )
+            known = dataclasses.replace(known, stats=stats)
+        stage.note(f"{known.rows:,} rows, one pass{_by_perturbation(known)}")
+    return known
+
+
+def _by_perturbation(known: Calibration) -> str:
+    names = [site.name for site in known.ungraded]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"; without a gradient, perturbed: {', '.join(names[:3])}{more}" if names else ""
+
+
+def id_ranges(model: ir.Model) -> dict[str, tuple[int, ...]]:
+    """What `gather_fusion` noted: the largest valid id of each column of an input."""
+    noted = json.loads(model.metadata_props.get(ID_RANGES, "{}"))
+    return {
+        name: tuple(ANY_ID if one is None else one for one in most) for name, most in noted.items()
+    }
