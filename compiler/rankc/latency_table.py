@@ -25,6 +25,7 @@ from rankc.rank_grid import fill
 
 FORMAT = 1
 KIND = "rankc latency table"
+PAIR = "pair"  # the form of a curve that names none: two factors
 MAX_BYTES = 64 << 20  # a table of a thousand layers has a few megabytes
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -60,7 +61,7 @@ class Layer:
 
     def of(self, pass_name: str, form: str) -> dict[int, float]:
         """What was timed of one form, by rank."""
-        return self.ranked_ms.get(pass_name, {}).get(form, {})
+        return self.ranked_ms.get(pass_name, {}).get(form or PAIR, {})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,7 +89,9 @@ class LatencyTable:
         """
         layer = self.layers.setdefault(key, Layer(_rounded(dense_ms)))
         forms = layer.ranked_ms.setdefault(pass_name, {})
-        forms.setdefault(ranked.form, {})[ranked.rank] = _rounded(layer.dense_ms * ranked.ratio)
+        forms.setdefault(ranked.form or PAIR, {})[ranked.rank] = _rounded(
+            layer.dense_ms * ranked.ratio
+        )
 
     def has(self, key: str, pass_name: str, form: str, rank: int) -> bool:
         """Whether that was timed."""
@@ -193,13 +196,15 @@ def times_for(
         curve: what `pass_.cost` said.
 
     Returns:
-        None where the table lacks the layer or one of its forms, or the site has no layer.
+        None where the table lacks the layer, or the site has no layer; infinity at the ranks of a
+        form that was not timed, so that it is not chosen.
     """
     alone = isolate(model, pass_, site, table.header.batch)
     layer = None if isinstance(alone, str) else table.layers.get(signature(alone))
     if layer is None:
         return None
-    ranked = fill(curve, layer.ranked_ms.get(pass_.name, {}))
+    timed = {form: layer.of(pass_.name, form) for form in set(curve.forms or ("",))}
+    ranked = fill(curve, {form: ranks for form, ranks in timed.items() if ranks})
     return None if ranked is None else Times(layer.dense_ms, ranked, measured=True)
 
 

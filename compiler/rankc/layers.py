@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from rankc.graph import attribute, constant, new_initializer, only_input, replace_node
 from rankc.linalg import Floats
+from rankc.pivot import Pivoted, in_order
 
 
 def has_row_bias(node: ir.Node) -> bool:
@@ -55,3 +56,53 @@ def replace_layer(
         if added:
             out = tape.op("Add", [out, *added], name=f"{name}.b")
     replace_node(model, node, tape.nodes, out)
+
+
+def replace_by_pivots(
+    model: ir.Model,
+    node: ir.Node,
+    factors: tuple[NDArray[np.float32], NDArray[np.float32]],
+    bias: Floats | None,
+    found: Pivoted,
+) -> None:
+    """Put the outputs that are kept, and the others out of those, in the place of `node`.
+
+    Args:
+        model: that `node` is in.
+        node: a Gemm stays Gemms.
+        factors: of the kept outputs, (n, r), and C, (r, m - r).
+        bias: of all outputs, (m,).
+        found: which outputs are kept.
+    """
+    name, tape, (kept, mix) = str(node.name), ir.tape.Tape(), factors
+    first, second = found.biases(bias)
+    out = _applied(model, tape, node, only_input(node), (f"{name}.kept", kept, first))
+    if len(found.others):
+        rest = _applied(model, tape, node, out, (f"{name}.others", mix, second))
+        out = in_order(model, tape, name, [out, rest], found, _last_axis(node))
+    replace_node(model, node, tape.nodes, out)
+
+
+def _applied(
+    model: ir.Model,
+    tape: ir.tape.Tape,
+    node: ir.Node,
+    value: ir.Value,
+    by: tuple[str, NDArray[np.float32], Floats | None],
+) -> ir.Value:
+    """The value times a matrix plus a bias, by the operator of `node`."""
+    name, matrix, bias = by
+    weight = new_initializer(model, name, matrix)
+    added = []
+    if bias is not None:
+        added.append(new_initializer(model, f"{name}.b", bias.astype(np.float32)))
+    if node.op_type == "Gemm":
+        return tape.op("Gemm", [value, weight, *added], name=name)
+    out = tape.op("MatMul", [value, weight], name=name)
+    return tape.op("Add", [out, *added], name=f"{name}.b") if added else out
+
+
+def _last_axis(node: ir.Node) -> int:
+    """Of its output; counted from the back where its shape is not known."""
+    shape = node.outputs[0].shape
+    return 1 if node.op_type == "Gemm" else -1 if shape is None else len(shape) - 1

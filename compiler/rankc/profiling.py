@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
@@ -134,11 +134,18 @@ def _checked(batch: int, minutes: float | None) -> float:
 
 
 def _passes(names: Sequence[str]) -> tuple[Pass, ...]:
-    """Passes with their default options, those of that name or all."""
+    """Passes in every form that they have, those of that name or all."""
     known = {kind.name: kind for kind in PASSES}
     if unknown := [name for name in names if name not in known]:
         raise RecipeError(f"--pass {unknown[0]}: no such pass; choose among {', '.join(known)}")
-    return tuple(kind() for name, kind in known.items() if not names or name in names)
+    return tuple(_in_every_form(k) for name, k in known.items() if not names or name in names)
+
+
+def _in_every_form(kind: type[Any]) -> Pass:
+    """A pass with its default options, but every form, those too that have to be asked for."""
+    forms = get_type_hints(kind).get("forms")
+    pass_: Pass = kind() if forms is None else kind(forms=get_args(get_args(forms)[0]))
+    return pass_
 
 
 def _prepared(path: Path) -> ir.Model:

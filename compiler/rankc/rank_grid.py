@@ -59,14 +59,15 @@ def _step(rank: int) -> int:
 
 
 def fill(curve: Curve, timed: Mapping[str, Mapping[int, float]]) -> Floats | None:
-    """A time for every entry of the curve, from times of some ranks of every form.
+    """A time for every entry of the curve, from times of some ranks of its forms.
 
     Returns:
-        None where nothing of a form was timed.
+        Infinity for forms of which nothing was timed: nothing is guessed. None if none was.
     """
-    if any(not timed.get(form) for form in _by_form(curve)):
+    if not any(timed.get(form) for form in _by_form(curve)):
         return None
-    return np.array([read(timed[curve.form(i)], int(r)) for i, r in enumerate(curve.ranks)])
+    known = ((timed.get(curve.form(i)), int(rank)) for i, rank in enumerate(curve.ranks))
+    return np.array([read(ranks, rank) if ranks else np.inf for ranks, rank in known])
 
 
 def read(timed: Mapping[int, float], rank: int) -> float:

@@ -16,10 +16,12 @@ from broken_pass import BrokenPass
 from builders import lookup, lookup_rows, mlp, mlp_rows
 from conv_builders import convnet, images
 from rankc.calibrate import calibrate
-from rankc.graph import parameters
-from rankc.passbase import Curve, Pass, Probe, Site, SiteStats
+from rankc.graph import initializer_bytes, parameters
+from rankc.macs import count_macs
+from rankc.passbase import Curve, Dense, Pass, Probe, Site, SiteStats
 from rankc.passes import PASSES
 from rankc.passes.embedding import Embedding
+from rankc.pivot import index_bytes
 from rankc.progress import SilentProgress
 from rankrt.session import open_model
 from sources import Rows
@@ -42,6 +44,8 @@ SMALL: dict[str, dict[str, int]] = {
     "conv": {"min_size": 64, "round_to": 1, "positions": 1000},  # all there are
 }
 
+FORMS = {"lowrank": [("pair", "pivot"), ("pivot",)], "conv": [("channel", "pivot"), ("pivot",)]}
+
 
 def variants(kind: type[Any]) -> Iterator[Pass]:
     """The pass with small-model settings, and with every boolean and literal option turned."""
@@ -53,11 +57,15 @@ def variants(kind: type[Any]) -> Iterator[Pass]:
             yield kind(**small, **{field.name: not value})
     for method in ("whitened", "svd") if kind.name == "lowrank" else ("svd",):
         yield kind(**small, method=method)
+    for forms in FORMS.get(kind.name, ()):
+        for centred in (True, False):
+            yield kind(**small, forms=forms, centred=centred)
 
 
 def label(pass_: Pass) -> str:
     text = str(pass_).replace("targets=('*',), ignore=(), ", "")
-    return text.replace(f"forms={getattr(pass_, 'forms', '')}, ", "")
+    usual = getattr(type(pass_)(), "forms", "")
+    return text.replace(f"forms={usual}, ", "")
 
 
 EXACT = 1e-10  # share of the variance: far below float32, far above float64 rounding
@@ -182,6 +190,24 @@ def check_counts(pass_: Pass, model: ir.Model, feeds: Feeds) -> None:
             pass_.rewrite(changed, site, rank, solution, form)
             predicted = curve.parameters[at] - dense.parameters
             assert parameters(changed) - parameters(model) == predicted, (site.name, rank, form)
+            if pass_.probe(model, site).inputs is not None:  # a layer: what folds is none
+                check_bytes_and_macs(model, changed, (curve, dense, at), site)
+
+
+def check_bytes_and_macs(
+    model: ir.Model, changed: ir.Model, said: tuple[Curve, Dense, int], site: Site
+) -> None:
+    """Of a layer. Pivots that are in order as they are save the bytes of the index."""
+    curve, dense, at = said
+    rank, form = int(curve.ranks[at]), curve.form(at)
+    place, predicted = (site.name, rank, form), curve.size_bytes[at] - dense.size_bytes
+    if form == "pivot" and f"{site.name}.order" not in changed.graph.initializers:
+        predicted -= index_bytes(rank, site.shape[1])
+    assert initializer_bytes(changed) - initializer_bytes(model) == predicted, place
+    (before, _), (after, why) = count_macs(model.clone()), count_macs(changed.clone())
+    assert before is not None
+    assert after is not None, why
+    assert after - before == curve.macs[at] - dense.macs, place
 
 
 def at_rank_two(pass_: Pass, model: ir.Model, feeds: Feeds) -> ir.Model:

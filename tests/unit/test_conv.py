@@ -10,7 +10,7 @@ from conv_builders import random_conv
 from rankc.calibrate import calibrate
 from rankc.cleanup import clean
 from rankc.passbase import Skip
-from rankc.passes.conv import Conv
+from rankc.passes.conv import DEFAULT_FORMS, Conv
 from rankc.progress import SilentProgress
 from rankrt.session import open_model
 from sources import Rows
@@ -27,7 +27,8 @@ def test_full_rank_is_exact_for_any_convolution(seed: int) -> None:
     rng = np.random.default_rng(seed)
     model, shape = random_conv(rng)
     clean(model)
-    pass_ = Conv(min_size=0, round_to=1, positions=1000)
+    forms = (*DEFAULT_FORMS, "pivot")
+    pass_ = Conv(forms=forms, min_size=0, round_to=1, positions=1000)
     (found,) = pass_.match(model)
     if isinstance(found, Skip):
         assert "auto_pad" in found.reason or "none of the forms" in found.reason

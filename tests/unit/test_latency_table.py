@@ -223,4 +223,7 @@ def test_a_table_is_not_guessed_from(tmp_path: Path) -> None:
     model = stack([32, 32])
     site = site_named(model, pass_, "fc0")
     assert times_for(table(), model, pass_, site, ranks) is not None
-    assert times_for(table(), model, pass_, site, curve([8, 16], ("", "other"))) is None
+    assert times_for(table(), model, pass_, site, curve([8, 16], ("other", "other"))) is None
+    some = times_for(table(), model, pass_, site, curve([8, 16], ("pair", "other")))
+    assert some is not None
+    assert some.ranked.tolist() == [0.1, np.inf]  # of the other form nothing was timed

@@ -54,7 +54,7 @@ class Watched:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with two equal layers and a third; each has one rank to time, 8."""
+    """Two equal layers and a third; each has one rank to time as a pair, 8, and three as pivot."""
     monkeypatch.chdir(tmp_path)
     ir.save(stack([32, 32, 32]), tmp_path / "model.onnx")
     return tmp_path / "model.onnx"
@@ -66,10 +66,16 @@ def test_equal_layers_are_timed_once_and_a_second_run_times_nothing(model: Path)
     assert found.out == Path("build/latency-cpu-b1.json")
     assert (found.layers, found.sites, found.timed, found.known, found.left) == (2, 3, 2, 0, 0)
     assert found.done
-    assert first.opened == ["Gemm", "Identity", "MatMul Gemm", "MatMul", "MatMul MatMul Add"]
+    gemms, matmuls = "Gemm Gemm Concat Gather", "MatMul Add MatMul Add Concat Gather"
+    assert first.opened == [
+        *("Gemm", "Identity", "MatMul Gemm", gemms, gemms, gemms),
+        *("MatMul", "MatMul MatMul Add", matmuls, matmuls, matmuls),
+    ]
     table = load(found.out, "cpu")
     assert sorted(table.layers) == LAYERS
     assert [sorted(layer.of("lowrank", "")) for layer in table.layers.values()] == [[8], [8]]
+    pivots = [sorted(layer.of("lowrank", "pivot")) for layer in table.layers.values()]
+    assert pivots == [[8, 16, 24], [8, 16, 24]]
     before = found.out.read_bytes()
     second = Watched()
     again = profile(model, bench=second)
@@ -92,7 +98,7 @@ def test_another_model_adds_what_is_new(model: Path, tmp_path: Path) -> None:
 def test_an_interrupt_loses_one_layer_at_most(model: Path) -> None:
     out = Path("t.json")
     with pytest.raises(KeyboardInterrupt):
-        profile(model, out=out, bench=Watched(stop_at=5))  # while the second layer is factored
+        profile(model, out=out, bench=Watched(stop_at=8))  # while the second layer is factored
     table = load(out)
     assert list(table.layers) == LAYERS[:1]
     kept = table.layers[LAYERS[0]]

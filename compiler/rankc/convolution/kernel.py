@@ -172,16 +172,31 @@ def replace_conv(
     """Put a chain of convolutions in the place of `node`; the last one has the bias."""
     name, tape, value = str(node.name), ir.tape.Tape(), only_input(node)
     for k, (stage, weight) in enumerate(zip(stages, weights, strict=True)):
-        label = f"{name}.{'ABC'[k]}"
-        array = weight.reshape(stage.shape).astype(np.float32)
-        inputs = [value, new_initializer(model, label, array)]
-        if k == len(stages) - 1 and bias is not None:
-            inputs.append(new_initializer(model, f"{name}.b", bias.astype(np.float32)))
-        batch = value.shape[0] if value.shape is not None else None
-        value = tape.op("Conv", inputs, attributes=_attributes(stage.window), name=label)
-        value.type = ir.TensorType(ir.DataType.FLOAT)
-        value.shape = ir.Shape([batch, stage.shape[0], *stage.window.output])
+        added = bias if k == len(stages) - 1 else None
+        value = convolve(
+            model, tape, value, stage, (f"{name}.{'ABC'[k]}", weight), (f"{name}.b", added)
+        )
     replace_node(model, node, tape.nodes, value)
+
+
+def convolve(
+    model: ir.Model,
+    tape: ir.tape.Tape,
+    value: ir.Value,
+    stage: Stage,
+    weight: tuple[str, Floats],
+    bias: tuple[str, Floats | None],
+) -> ir.Value:
+    """One stage applied to a value; the node is called as its weight. The shape is set."""
+    name, array = weight
+    inputs = [value, new_initializer(model, name, array.reshape(stage.shape).astype(np.float32))]
+    if bias[1] is not None:
+        inputs.append(new_initializer(model, bias[0], bias[1].astype(np.float32)))
+    batch = value.shape[0] if value.shape is not None else None
+    found = tape.op("Conv", inputs, attributes=_attributes(stage.window), name=name)
+    found.type = ir.TensorType(ir.DataType.FLOAT)
+    found.shape = ir.Shape([batch, stage.shape[0], *stage.window.output])
+    return found
 
 
 def _attributes(window: Window) -> dict[str, int | list[int]]:

@@ -6,7 +6,9 @@ All ways to write it compete, each at every rank (see `rankc.convolution`):
   horizontal  1 x k to r channels, then k x 1          decoupled 1 x 1, then a kernel a channel
 The first factor keeps the directions that the moments of the patches ask for, the last is least
 squares, the bias keeps the mean output:  b' = b + (W - W') mean(p).  A convolution of one tap has
-the form `channel` only: it is a matrix.
+the forms `channel` and `pivot` only: it is a matrix. Of one group, to be asked for in `forms`:
+  pivot       k x k to r of the outputs, then 1 x 1 from those to the others; as `channel`, of fewer
+              weights, and an operator more that brings the outputs into order (see `rankc.pivot`)
   `pca`  moments of the patches at calibration; Zhang et al., TPAMI 2016, extended to every form
   `svd`  of the weights alone: Jaderberg et al., BMVC 2014 (vertical); the baseline
 """
@@ -14,6 +16,7 @@ the form `channel` only: it is a matrix.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -25,14 +28,16 @@ from rankc.convolution.alternate import alternate
 from rankc.convolution.chain import Chain
 from rankc.convolution.decoupled import decoupled
 from rankc.convolution.kernel import Kernel, Stage, kernel_of, refusal, replace_conv, window_of
+from rankc.convolution.pivoted import Pivot, replace_by_pivots
 from rankc.convolution.split import Split, split
 from rankc.convolution.tucker import inner_channels, tucker
 from rankc.graph import Readers, node_named, only_input, selected
 from rankc.linalg import Floats, share_lost
 from rankc.passbase import MAX_GRADED, Curve, Dense, Probe, Site, SiteStats, Skip
+from rankc.pivot import index_bytes
 
-Form = Literal["channel", "vertical", "horizontal", "input", "tucker", "decoupled"]
-EVERY_FORM: tuple[Form, ...] = (
+Form = Literal["channel", "vertical", "horizontal", "input", "tucker", "decoupled", "pivot"]
+DEFAULT_FORMS: tuple[Form, ...] = (
     "channel",
     "vertical",
     "horizontal",
@@ -65,7 +70,8 @@ class Conv:
     name: ClassVar[str] = "conv"
     targets: tuple[str, ...] = ("*",)  # names of Conv nodes: globs, or re: patterns
     ignore: tuple[str, ...] = ()  # convolutions to leave alone, the same way
-    forms: Annotated[tuple[Form, ...], MinLen(1)] = EVERY_FORM  # what each may become
+    # what each may become; pivot has to be asked for
+    forms: Annotated[tuple[Form, ...], MinLen(1)] = DEFAULT_FORMS
     rank: Annotated[int, Ge(1)] | None = None  # one for all; by default what the budget allows
     method: Literal["pca", "svd"] = "pca"  # svd is the baseline: weights alone, no statistics
     centred: bool = True  # correct the bias so that the mean output is kept
@@ -119,7 +125,7 @@ class Conv:
         moments = inputs.covariance if self.centred else inputs.second
         felt = _blocks(stats.output_weight, kernel)
         wanted = [name for name in self.forms if form.partition("-")[0] in ("", name)]
-        chains = {c.name: c for name in wanted for c in self._chains(name, kernel, moments, felt)}
+        chains = {c.name: c for c in self._chains(wanted, kernel, moments, felt)}
         energy, variance = (
             float(np.einsum("gmn,gnk,gmk->", kernel.matrix, m, kernel.matrix, optimize=True))
             for m in (inputs.second, inputs.covariance)
@@ -129,22 +135,28 @@ class Conv:
         return Solution(kernel, mean, chains, variance, energy, scale)
 
     def _chains(
-        self, name: str, kernel: Kernel, moments: Floats, felt: Floats | None
+        self, names: Sequence[str], kernel: Kernel, moments: Floats, felt: Floats | None
     ) -> Iterator[Chain]:
-        """The form `name`, if it is one here; of tucker, one for each number of inner channels."""
+        """The forms that are one here; of tucker, one for each number of inner channels."""
         plain = np.broadcast_to(np.eye(moments.shape[-1]), moments.shape)
         deciding = plain if self.method == "svd" else None
         weighted = self.weighted and self.method == "pca"
-        if not _possible(name, kernel):
-            return
-        if name == "decoupled":
-            yield decoupled(kernel, moments, felt, deciding)
-        elif name == "tucker":
-            reduced = split("input", kernel, moments, felt, deciding, weighted)
-            for inner in inner_channels(reduced, self.round_to):
-                yield tucker(reduced, inner, moments, felt if weighted else None, felt, deciding)
-        else:
-            yield split(name, kernel, moments, felt, deciding, weighted)
+
+        @functools.cache
+        def two(name: str) -> Split:
+            return split(name, kernel, moments, felt, deciding, weighted)
+
+        for name in names:
+            if not _possible(name, kernel):
+                continue
+            if name == "decoupled":
+                yield decoupled(kernel, moments, felt, deciding)
+            elif name == "tucker":
+                metrics = felt if weighted else None
+                for inner in inner_channels(two("input"), self.round_to):
+                    yield tucker(two("input"), inner, moments, metrics, felt, deciding)
+            else:
+                yield Pivot(two("channel")) if name == "pivot" else two(name)
 
     def settle(
         self, site: Site, stats: SiteStats, solution: Solution, rank: int, form: str
@@ -168,13 +180,14 @@ class Conv:
         errors = {name: solution.error(name) for name in solution.chains}
         losses = {name: solution.scale * c.felt for name, c in solution.chains.items()}
         count = np.array([bias + _sum(stages, "parameters") for _, _, stages in entries])
+        index = [index_bytes(r, site.shape[1]) if f == "pivot" else 0 for f, r, _ in entries]
         return Curve(
             ranks=np.array([rank for _, rank, _ in entries]),
             error=np.array([errors[name][rank] for name, rank, _ in entries]),
             loss=np.array([losses[name][rank] for name, rank, _ in entries]),
             parameters=count,
             macs=np.array([_sum(stages, "macs") for _, _, stages in entries]),
-            size_bytes=4 * count,
+            size_bytes=4 * count + np.array(index),
             forms=tuple(name for name, _, _ in entries),
         )
 
@@ -191,14 +204,19 @@ class Conv:
             missing = (kernel.matrix - chain.matrix(rank)) @ solution.mean[:, :, None]
             bias = (0.0 if bias is None else bias) + missing.reshape(-1)
         node = node_named(model, site.name)
-        replace_conv(model, node, chain.stages(rank), chain.weights(rank), bias)
+        if isinstance(chain, Pivot):
+            replace_by_pivots(model, node, chain, rank, bias)
+        else:
+            replace_conv(model, node, chain.stages(rank), chain.weights(rank), bias)
 
 
 def _possible(name: str, kernel: Kernel) -> bool:
     """Whether a form is one of its own for this convolution, and can be smaller than it."""
     groups, m, channels = kernel.weight.shape[:3]
     wide = sum(k > 1 for k in kernel.window.kernel)
-    if name == "channel":
+    if name == "pivot" and groups > 1:
+        return False
+    if name in ("channel", "pivot"):
         return bool(m > 1 and channels * kernel.window.taps > 1)
     if name in ("vertical", "horizontal"):
         return wide > 1

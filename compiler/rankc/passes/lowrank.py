@@ -10,6 +10,8 @@ calibration never saw keep the original W, projected: no moment of x is ever inv
   `whitened`  the same optimum with C shrunk towards the identity, so that inputs unlike the
               calibration rows count too: Wang et al., SVD-LLM, ICLR 2025
   `svd`       C = I and no weight: the truncated SVD of W, the baseline
+Form `pivot` computes r of the outputs and the others from those: the same function out of fewer
+weights, r (n + m - r), and the index that brings them into order (see `rankc.pivot`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MinLen
 
 from rankc.graph import (
     Readers,
@@ -30,7 +32,7 @@ from rankc.graph import (
     only_input,
     selected,
 )
-from rankc.layers import has_row_bias, layer, replace_layer
+from rankc.layers import has_row_bias, layer, replace_by_pivots, replace_layer
 from rankc.linalg import (
     Directions,
     Floats,
@@ -42,6 +44,9 @@ from rankc.linalg import (
     shrunk,
 )
 from rankc.passbase import MAX_GRADED, Curve, Dense, Probe, Site, SiteStats, Skip
+from rankc.pivot import index_bytes, pivoted
+
+Form = Literal["pair", "pivot"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +68,8 @@ class LowRank:
     name: ClassVar[str] = "lowrank"
     targets: tuple[str, ...] = ("*",)  # names of layers: globs, or re: patterns
     ignore: tuple[str, ...] = ()  # layers to leave alone, the same way
+    # pair: two factors; pivot: fewer weights at the same rank, one more operator to reorder outputs
+    forms: Annotated[tuple[Form, ...], MinLen(1)] = ("pair",)
     rank: Annotated[int, Ge(1)] | None = None  # one for all; by default what the budget allows
     method: Literal["pca", "whitened", "svd"] = "pca"  # svd is the baseline: the weight alone
     weighted: bool = True  # by the logit's gradient; not for `svd`
@@ -95,7 +102,14 @@ class LowRank:
         matrix, _ = layer(node)
         if matrix.size < self.min_size:
             return f"{matrix.size} weights are fewer than min_size = {self.min_size}"
-        n, m = matrix.shape
+        return self._never_pays(*matrix.shape)
+
+    def _never_pays(self, n: int, m: int) -> str | None:
+        """Why no rank that is offered takes less than the layer, else None."""
+        if "pivot" in self.forms:  # pays at every rank below the full one
+            if min(n, m) > self.round_to:
+                return None
+            return f"{n} x {m} has no rank below {min(n, m)} that is a multiple of {self.round_to}"
         if n * m // (n + m) < self.round_to:
             return f"{n} x {m} pays below rank {n * m / (n + m):.1f}, less than {self.round_to}"
         return None
@@ -147,21 +161,45 @@ class LowRank:
         return solution  # every rank is the best there is
 
     def cost(self, site: Site, solution: Solution) -> Curve:
-        n, m = site.shape
+        (n, m), forms = site.shape, tuple(dict.fromkeys(self.forms))
         asked = min(self.rank or site.full_rank, site.full_rank)
         ranks = np.unique([*range(0, site.full_rank, self.round_to)[1:], asked, site.full_rank])
+        every, names = np.tile(ranks, len(forms)), np.repeat(forms, len(ranks))
+        shorter = np.where(names == "pivot", every, 0)  # than the pair, the second factor is
+        macs = every * (n + m - shorter)
+        index = [index_bytes(int(rank), m) if rank else 0 for rank in shorter]
         biased = solution.bias is not None or self.centred
-        count = ranks * (n + m) + (m if biased else 0)
-        error, loss = solution.error[ranks], solution.loss[ranks]
-        return Curve(ranks, error, loss, count, macs=ranks * (n + m), size_bytes=4 * count)
+        count = macs + (m if biased else 0)
+        return Curve(
+            every,
+            solution.error[every],
+            solution.loss[every],
+            count,
+            macs=macs,
+            size_bytes=4 * count + np.array(index),
+            forms=() if forms == ("pair",) else tuple(names.tolist()),
+        )
 
     def rewrite(
         self, model: ir.Model, site: Site, rank: int, solution: Solution, form: str = ""
     ) -> None:
-        weight, bias, found = solution.weight, solution.bias, solution.found
-        first = (weight @ found.encode[:, :rank]).astype(np.float32)  # (n, r)
-        second = found.decode[:, :rank].T.astype(np.float32)  # (r, m)
-        if solution.mean is not None:
-            kept = first.astype(np.float64) @ second
-            bias = (0.0 if bias is None else bias) + solution.mean @ (weight - kept)
-        replace_layer(model, node_named(model, site.name), first, second, bias)
+        node, found = node_named(model, site.name), solution.found
+        first = solution.weight @ found.encode[:, :rank]  # (n, r)
+        second = found.decode[:, :rank].T  # (r, m)
+        if (form or self.forms[0]) == "pair":
+            a, b = first.astype(np.float32), second.astype(np.float32)
+            replace_layer(model, node, a, b, _corrected(solution, a.astype(np.float64) @ b))
+            return
+        outputs = pivoted(second)
+        a = (first @ second[:, outputs.kept]).astype(np.float32)
+        b = outputs.mix.astype(np.float32)
+        kept = outputs.whole(a.astype(np.float64), b.astype(np.float64))
+        replace_by_pivots(model, node, (a, b), _corrected(solution, kept), outputs)
+
+
+def _corrected(solution: Solution, kept: Floats) -> Floats | None:
+    """The bias that keeps the mean output, (m,), where the weight becomes `kept` (n, m)."""
+    if solution.mean is None:
+        return solution.bias
+    missing: Floats = solution.mean @ (solution.weight - kept)
+    return (0.0 if solution.bias is None else solution.bias) + missing
