@@ -2,8 +2,10 @@
 
 Nothing is kept of a row: only sums, see `moments`. Inputs that several layers read are counted
 once; of images only patches at a few random positions leave the model. The logit's gradient is
-taken on every `GRADIENT_EVERY`-th batch: a backward pass costs as much as two forward ones, and its
-second moment needs far fewer rows than a layer's input does.
+taken on one row of `GRADIENT_EVERY`: a backward pass costs as much as two to four forward ones,
+and its second moment needs far fewer rows than a layer's input does. Rows are cheap and batches
+many, so it is every `GRADIENT_EVERY`-th batch. Images are few and dear, and have a gradient at
+every position: there it is some of every batch, so that they differ, and memory is held for a few.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from rankrt.session import Session, open_model
 
 Array = NDArray[Any]
 Place = tuple[str, Window | None]  # a value, or patches of it
-GRADIENT_EVERY = 24  # batches
+GRADIENT_EVERY = 24  # rows, or batches
+LEAST_IMAGES = 16  # that gradients are taken of, if there are so many
 PENDING = 1 << 15  # ids that are collected before they are counted: counting costs a pass over V
 
 
@@ -82,9 +85,23 @@ class _Reads:
 
 
 def calibrate(
-    model: ir.Model, probes: Mapping[Site, Probe], source: Source, stage: Stage, seed: int = 0
+    model: ir.Model,
+    probes: Mapping[Site, Probe],
+    source: Source,
+    stage: Stage,
+    seed: int = 0,
+    *,
+    fisher: bool = False,
 ) -> Calibration:
     """Statistics of every site over all rows of `source`, in one pass.
+
+    Args:
+        model: after clean-up.
+        probes: what is to be watched.
+        source: the rows.
+        stage: told of every batch.
+        seed: of the patches and of the signs that are drawn.
+        fisher: weigh an error by what it does to the answer's distribution, not to its logits.
 
     Raises:
         DataError: no rows, rows that the model cannot take, ids outside a table, or values that
@@ -99,24 +116,26 @@ def calibrate(
     rng, rows = np.random.default_rng(seed), 0
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         forward = _Watch(model, watched, [], Path(folder) / "forward.onnx")
-        backward = _Watch(model, watched, list(felt), Path(folder) / "backward.onnx")
+        backward = Path(folder) / "backward.onnx"
+        if images and not _fixed_batch(model):
+            turns: _Turns = _Images(forward, _Watch(model, [], list(felt), backward, fisher))
+        else:
+            turns = _Turns(forward, _Watch(model, watched, list(felt), backward, fisher))
         for k, batch in enumerate(source.batches()):
-            watch = forward if k % GRADIENT_EVERY else backward
-            size = len(next(iter(batch.feeds.values())))
-            with refused_rows(source, rows, size):
-                seen = watch.run(batch.feeds, rng)
+            with refused_rows(source, rows, batch.rows):
+                seen, gradients, count = turns.run(k, batch.feeds, source.rows, rng)
             for place, moments in inputs.items():
                 moments.add(seen[place] if place[1] else _rows(seen[place]))
             for site, read in reads.items():
                 for name in probes[site].indices:
                     read.add(seen[name, None])
-            for name, gradient in watch.gradients.outputs.items():
-                felt[name].add(_rows(seen[gradient, None], name in images), size)
-            rows += size
+            for name, gradient in gradients.items():
+                felt[name].add(_rows(gradient, name in images), count)
+            rows += batch.rows
             stage.advance(rows, source.rows)
     if not rows:
         raise DataError(f"{source.path}: no rows to calibrate on")
-    reasons = {u.value: u.reason for u in backward.gradients.unreachable}
+    reasons = {u.value: u.reason for u in turns.backward.gradients.unreachable}
     stats = {
         site: SiteStats(
             inputs=inputs[_seen_at(probe)].result() if probe.inputs else None,
@@ -135,11 +154,18 @@ class _Watch:
     """The model up to some of its values, and gradients at others; the rest is not computed."""
 
     def __init__(
-        self, model: ir.Model, watched: list[Place], differentiated: list[str], path: Path
+        self,
+        model: ir.Model,
+        watched: list[Place],
+        differentiated: list[str],
+        path: Path,
+        fisher: bool = False,
     ) -> None:
         probed = model.clone()
         self.gradients = (
-            add_gradients(probed, differentiated) if differentiated else Gradients({}, (), None, 0)
+            add_gradients(probed, differentiated, fisher=fisher)
+            if differentiated
+            else Gradients({}, (), None, 0)
         )
         gradients = {value.name: value for value in probed.graph.outputs}
         probed.graph.outputs.clear()
@@ -172,6 +198,59 @@ class _Watch:
             assert place[1] is not None
             found[place] = place[1].rows(seen[self.windows[place]], inside)
         return found
+
+    def found(self, seen: Mapping[Place, Array]) -> dict[str, Array]:
+        """The gradients among what was seen, by the value that they are of."""
+        return {name: seen[gradient, None] for name, gradient in self.gradients.outputs.items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Turns:
+    """Forward and backward runs: batches in turn."""
+
+    forward: _Watch
+    backward: _Watch  # watches the same values, and gradients
+
+    def run(
+        self, k: int, feeds: Mapping[str, Array], whole: int | None, rng: np.random.Generator
+    ) -> tuple[dict[Place, Array], dict[str, Array], int]:
+        """What is seen of batch `k`, gradients by value, and of how many rows they are.
+
+        Args:
+            k: of the batch.
+            feeds: its rows.
+            whole: rows of the source, if that is known.
+            rng: draws positions of patches, rows and signs.
+        """
+        watch = self.forward if k % GRADIENT_EVERY else self.backward
+        seen = watch.run(feeds, rng)
+        return seen, watch.found(seen), _count(feeds)
+
+
+class _Images(_Turns):
+    """Forward runs of every batch, and backward ones of some of its images; these see no values."""
+
+    def run(
+        self, k: int, feeds: Mapping[str, Array], whole: int | None, rng: np.random.Generator
+    ) -> tuple[dict[Place, Array], dict[str, Array], int]:
+        """As above."""
+        size = _count(feeds)
+        needed = math.ceil(LEAST_IMAGES * size / (whole or LEAST_IMAGES * size))
+        count = min(size, max(needed, round(size / GRADIENT_EVERY)))
+        some = np.sort(rng.choice(size, count, replace=False))
+        seen = self.forward.run(feeds, rng)
+        backward = self.backward.run({name: rows[some] for name, rows in feeds.items()}, rng)
+        return seen, self.backward.found(backward), count
+
+
+def _count(feeds: Mapping[str, Array]) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _fixed_batch(model: ir.Model) -> bool:
+    """Whether the model takes no other number of rows than its own."""
+    shapes = [value.shape for value in model.graph.inputs]
+    return any(shape is not None and len(shape) and isinstance(shape[0], int) for shape in shapes)
 
 
 def _add_gather(model: ir.Model, value: ir.Value, k: int) -> str:

@@ -19,6 +19,7 @@ from rankc.data import InRange, Source, refused_rows
 from rankc.errors import ModelError
 from rankc.graph import matches
 from rankc.intake import Intake, ask_original, stamp
+from rankc.kl_curves import measured
 from rankc.passbase import ExactPass, Pass
 from rankc.passes.gather_fusion import ID_RANGES
 from rankc.planning import Amounts, Plan
@@ -72,7 +73,10 @@ def _compress_alone(job: Job, tell: Progress) -> Compressed:
     model = _clean(job, tell)
     sites = Sites.of(model, job.passes)
     known = _calibrate(job, model, sites, tell)
-    plan, finished, timed = _plan(job, _draft(job, model, sites, known), tell)
+    draft = _draft(job, model, sites, known)
+    if job.recipe.planning.sensitivity == "kl":
+        draft = _measured(job, draft, tell)
+    plan, finished, timed = _plan(job, draft, tell)
     if job.recipe.refit is not None and plan.choices:
         finished = finish(_refit(job, model, sites, known, plan, tell), job.exact)
     return Compressed(plan, finished, timed)
@@ -99,7 +103,9 @@ def _plan(job: Job, draft: Draft, tell: Progress) -> tuple[Plan, ir.Model, Seque
             return fit(draft, job.exact, weigh, budgets=budgets, planning=recipe.planning)
 
         if timing.revert and not elsewhere(job.times):
-            plan, finished, timed = revert(draft, fitted, recipe.latency.batch_sizes, stage)
+            plan, finished, timed = revert(
+                draft, fitted, recipe.latency.batch_sizes, stage, efficiency=timing.efficiency
+            )
         else:
             plan, finished = fitted(draft)
         stage.note(_planned(plan, timed))
@@ -179,14 +185,18 @@ def _difference(job: Job, exact: ir.Model, want: Mapping[str, Array]) -> float:
 def _calibrate(job: Job, model: ir.Model, sites: Sites, tell: Progress) -> Calibration:
     if not sites.owners:
         return Calibration(0, {}, {})
+    planning, source = job.recipe.planning, job.calibration
+    graded, fisher = planning.sensitivity != "perturbation", planning.sensitivity == "fisher"
     with tell.stage("calibrate") as stage:
         probes = {site: pass_.probe(model, site) for site, pass_ in sites.owners.items()}
-        known = calibrate(model, probes, job.calibration, stage, job.recipe.seed)
-        require_enough(known, probes, job.calibration)
+        watched = {s: dataclasses.replace(p, graded=p.graded and graded) for s, p in probes.items()}
+        known = calibrate(model, watched, source, stage, job.recipe.seed, fisher=fisher)
+        require_enough(known, probes, source)
         if known.ungraded:
             stats = measure(
-                model, sites.owners, known.stats, known.ungraded, job.calibration, stage
-            )
+                model, sites.owners, known.stats, known.ungraded, source, stage,
+                rows=planning.rows, fisher=fisher,
+            )  # fmt: skip
             known = dataclasses.replace(known, stats=stats)
         stage.note(f"{known.rows:,} rows, one pass{_by_perturbation(known)}")
     return known
@@ -196,6 +206,17 @@ def _by_perturbation(known: Calibration) -> str:
     names = [site.name for site in known.ungraded]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"; without a gradient, perturbed: {', '.join(names[:3])}{more}" if names else ""
+
+
+def _measured(job: Job, draft: Draft, tell: Progress) -> Draft:
+    """The draft with the losses that rewrites of each site alone were measured to have."""
+    with tell.stage("kl curves") as stage:
+        offers = measured(
+            draft.model, draft.sites.owners, draft.solutions, draft.offers, job.calibration, stage,
+            rows=job.recipe.planning.rows,
+        )  # fmt: skip
+        stage.note(f"{len(offers)} sites, each rewritten alone")
+    return dataclasses.replace(draft, offers=offers)
 
 
 def id_ranges(model: ir.Model) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,6 @@ row, the gradient of each.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,8 @@ import onnx_ir as ir
 from rankc import gradient_conv as images
 from rankc import gradient_math as arithmetic
 from rankc import gradient_shape as movement
-from rankc.gradient_tape import PREFIX, GradientTape, NoGradientError, dims, length
+from rankc.answers import Answer, answers_of, row_width
+from rankc.gradient_tape import PREFIX, GradientTape, NoGradientError, dims
 from rankc.graph import reads
 
 Rule = Callable[[GradientTape, ir.Node, int, ir.Value], ir.Value]
@@ -89,8 +89,6 @@ RULES: Mapping[str, Rule] = {
     "Where": arithmetic.where,
 }
 
-_FORWARD_ONLY = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
-
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
@@ -112,13 +110,17 @@ class Gradients:
     width: int  # logits a row
 
 
-def add_gradients(model: ir.Model, values: Sequence[str]) -> Gradients:
+def add_gradients(model: ir.Model, values: Sequence[str], *, fisher: bool = False) -> Gradients:
     """Add outputs to `model`, in place: the gradient of its logits at each of `values`.
 
     The logits are all float outputs; of an output that is a Sigmoid, Softmax or LogSoftmax, the
     value before it. The model should have been through `cleanup.clean`: constants lifted, nodes in
     topological order, shapes inferred. What cannot be differentiated is in `unreachable`, never an
     error; where nothing can be, the model is left as it was.
+
+    With `fisher` the expected outer product is J^T F J, F being the Fisher information of the
+    answer at its logits (see `answers`): a small change of the value by d then costs a KL
+    divergence of  d^T (J^T F J) d / 2.
     """
     graph = model.graph
     found = _values_by_name(graph)
@@ -126,14 +128,18 @@ def add_gradients(model: ir.Model, values: Sequence[str]) -> Gradients:
     wanted = {n: found[n] for n in values if n in found}
     tape = GradientTape(graph)
     forward = list(graph)
+    answers = answers_of(graph)
     try:
-        logits = logits_of(graph)
-        width = sum(_row_width(logit) for logit in logits)
+        width = _total_width(answers)
     except NoGradientError as error:
         unreachable |= dict.fromkeys(wanted, str(error))
         return Gradients({}, _as_tuple(values, unreachable), None, 0)
     depends = _descendants(forward, wanted.values())
-    cotangent = _seed(tape, graph, [logit for logit in logits if logit in depends], logits, width)
+    cotangent = _seed(tape, graph, answers, depends, width)
+    if fisher:
+        for answer in answers:
+            if answer.logit in depends:
+                tape.gradients[answer.logit] = _informed(tape, answer)
     blocked = _backward(tape, forward, depends)
     outputs: dict[str, str] = {}
     for name, value in wanted.items():
@@ -163,42 +169,6 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype.is_floating_point()
 
 
-def logits_of(graph: ir.Graph) -> list[ir.Value]:
-    """The float outputs, each before its probability, in order and without repetition."""
-    logits = dict.fromkeys(_before_probability(out) for out in graph.outputs if _is_float(out))
-    if not logits:
-        raise NoGradientError("the model has no float output")
-    return list(logits)
-
-
-def _before_probability(output: ir.Value) -> ir.Value:
-    """The logit of an output; the output itself where it is no probability."""
-    value = output
-    while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
-        if node.op_type == "Sigmoid" or (
-            node.op_type in ("Softmax", "LogSoftmax") and _is_last_axis(node)
-        ):
-            return node.inputs[0]
-        if node.op_type not in _FORWARD_ONLY:
-            return output
-        value = node.inputs[0]
-    return output
-
-
-def _is_last_axis(node: ir.Node) -> bool:
-    axis = node.attributes.get_int("axis", -1) if "axis" in node.attributes else -1
-    return axis in (-1, len(dims(node.outputs[0])) - 1)
-
-
-def _row_width(logit: ir.Value) -> int:
-    rank = len(dims(logit))
-    if logit.dtype is None:
-        raise NoGradientError(f"the type of the model's answer '{logit.name}' is unknown")
-    if rank == 0:
-        raise NoGradientError(f"the model's answer '{logit.name}' has no rows")
-    return math.prod(length(logit, axis) for axis in range(1, rank))
-
-
 def _descendants(forward: Sequence[ir.Node], roots: Iterable[ir.Value]) -> set[ir.Value]:
     """The roots and every float value that is computed from one."""
     depends = set(roots)
@@ -208,29 +178,55 @@ def _descendants(forward: Sequence[ir.Node], roots: Iterable[ir.Value]) -> set[i
     return depends
 
 
+def _total_width(answers: Sequence[Answer]) -> int:
+    if not answers:
+        raise NoGradientError("the model has no float output")
+    return sum(row_width(answer) for answer in answers)
+
+
 def _seed(
     tape: GradientTape,
     graph: ir.Graph,
-    reached: Sequence[ir.Value],
-    logits: Sequence[ir.Value],
+    answers: Sequence[Answer],
+    depends: set[ir.Value],
     width: int,
 ) -> ir.Value | None:
     """Start the gradients of the logits; returns the cotangent input if one is needed."""
+    logits = [answer.logit for answer in answers]
     if width == 1:
-        for logit in reached:
-            tape.gradients[logit] = tape.filled_like(logit, 1.0)
+        for logit in logits:
+            if logit in depends:
+                tape.gradients[logit] = tape.filled_like(logit, 1.0)
         return None
     dtype = logits[0].dtype
-    assert dtype is not None  # or _row_width would have raised
+    assert dtype is not None  # or row_width would have raised
     cotangent = ir.val(f"{PREFIX}.cotangent", dtype, [dims(logits[0])[0], width])
     graph.inputs.append(cotangent)
     start = 0
-    for logit in logits:
-        stop = start + _row_width(logit)
-        if logit in reached:
-            tape.gradients[logit] = _columns(tape, cotangent, start, stop, logit)
+    for answer in answers:
+        stop = start + row_width(answer)
+        if answer.logit in depends:
+            tape.gradients[answer.logit] = _columns(tape, cotangent, start, stop, answer.logit)
         start = stop
     return cotangent
+
+
+def _informed(tape: GradientTape, answer: Answer) -> ir.Value:
+    """Random signs at a logit with the Fisher information of the answer for their covariance.
+
+    For p = Softmax(z) that is diag(p) - p pT, the covariance of  sqrt(p) s - p sum(sqrt(p) s);
+    for p = Sigmoid(z) it is p (1 - p), that of  sqrt(p (1 - p)) s.
+    """
+    logit, signs = answer.logit, tape.gradients[answer.logit]
+    family = answer.family(dims(logit))
+    if family == "normal":
+        return signs
+    if family == "bernoulli":
+        yes, no = tape.op("Sigmoid", logit), tape.op("Sigmoid", tape.op("Neg", logit))
+        return tape.op("Mul", tape.op("Sqrt", tape.op("Mul", yes, no)), signs)
+    p = tape.op("Softmax", logit, axis=-1)
+    drawn = tape.op("Mul", tape.op("Sqrt", p), signs)
+    return tape.op("Sub", drawn, tape.op("Mul", p, tape.reduce("ReduceSum", drawn, [-1])))
 
 
 def _columns(

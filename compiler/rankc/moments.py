@@ -1,7 +1,8 @@
 """Moments of rows that come in batches: nothing is kept of a row but its share of two sums.
 
-Products of one batch are taken in the rows' own precision, about the mean of the first batch so
-that no digits are lost to a large mean, and added up in float64.
+Products are taken in the rows' own precision, about the mean of the first batch so that no digits
+are lost to a large mean, and added up in float64. Rows wait until they are as many as they are
+long: adding up costs as much for one row as for many.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class RunningMoments:
         self.shift: Array | None = None
         self.sum: Floats | None = None
         self.products: Floats | None = None
+        self.waiting: list[Array] = []
 
     @np.errstate(over="ignore", invalid="ignore")  # told at the end, with the layer
     def add(self, rows: Array, count: int | None = None) -> None:
@@ -35,14 +37,25 @@ class RunningMoments:
         assert self.shift is not None
         shifted = rows - self.shift[..., None, :] if self.centred else rows
         self.sum += np.ones(shifted.shape[-2], shifted.dtype) @ shifted
-        self.products += np.swapaxes(shifted, -1, -2) @ shifted
         self.count += rows.shape[-2] if count is None else count
+        self.waiting.append(shifted)
+        if sum(each.shape[-2] for each in self.waiting) >= rows.shape[-1]:
+            self._add_up()
 
     @np.errstate(over="ignore", invalid="ignore")
     def result(self) -> Moments:
         """Of all rows so far; there was at least one."""
         assert self.shift is not None and self.sum is not None and self.products is not None
+        self._add_up()
         shift, mean = self.shift.astype(np.float64), self.sum / self.count
-        whole = shift + mean
-        apart = self.products / self.count - mean[..., :, None] * mean[..., None, :]
-        return Moments(self.count, whole, apart + whole[..., :, None] * whole[..., None, :])
+        whole, second = shift + mean, self.products / self.count
+        second -= mean[..., :, None] * mean[..., None, :]
+        second += whole[..., :, None] * whole[..., None, :]
+        return Moments(self.count, whole, second)
+
+    def _add_up(self) -> None:
+        if self.waiting and self.products is not None:
+            one = len(self.waiting) == 1
+            rows = self.waiting[0] if one else np.concatenate(self.waiting, axis=-2)
+            self.products += np.swapaxes(rows, -1, -2) @ rows
+            self.waiting = []

@@ -3,7 +3,7 @@
 Kernels work in blocks, so time is a staircase in the rank: a rank just above a multiple of 16 costs
 what the next multiple does, and may cost more than that. One line through all measured ranks would
 hide the steps. So multiples of 16 are read off a line through measured multiples of 16, odd
-multiples of 8 off one through those, and other ranks cost what the next multiple of 8 does.
+multiples of 8 off one through those, and other ranks cost no less than the next multiple of 8.
 """
 
 from __future__ import annotations
@@ -81,13 +81,12 @@ def read(timed: Mapping[int, float], rank: int) -> float:
         return timed[top] * rank / top
     if rank in timed:
         return timed[rank]
-    alike = sorted(r for r in timed if _step(r) == _step(rank))
-    if alike and alike[0] <= rank <= alike[-1]:
-        return _line(timed, alike, rank)
-    following = -(-rank // 8) * 8
-    if following != rank and following <= top:
-        return read(timed, following)
-    return _line(timed, sorted(timed), rank)
+    alike, following = sorted(r for r in timed if _step(r) == _step(rank)), -(-rank // 8) * 8
+    among = bool(alike) and alike[0] <= rank <= alike[-1]
+    if following == rank or following > top:
+        return _line(timed, alike if among else sorted(timed), rank)
+    least = read(timed, following)
+    return max(least, _line(timed, alike, rank)) if among else least
 
 
 def _line(timed: Mapping[int, float], ranks: Sequence[int], rank: int) -> float:

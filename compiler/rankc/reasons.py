@@ -80,7 +80,7 @@ def slower_here(forms: Sequence[str]) -> str:
     """Why: every form of it that could be had was timed, and lost."""
     named = " or ".join(filter(None, forms))
     how = named and f" as {named}"
-    return f"left dense: rewritten{how} it was no faster, timed on this machine"
+    return f"left dense: rewritten{how} it gained too little, timed on this machine"
 
 
 def none_faster(milliseconds: float, timed: bool) -> str:

@@ -128,6 +128,11 @@ class Planning:
     # optimal: the least predicted loss within the budget; greedy (as AIMET's) and uniform are what
     # it can be held against
     strategy: Literal["optimal", "greedy", "uniform"] = "optimal"
+    # what an error of a layer is weighed by: the gradient of the logits, or of the answer's
+    # distribution (fisher); what one rewrite of the layer alone changes (perturbation); or, at six
+    # rewrites of each site alone, the measured KL divergence (kl)
+    sensitivity: Literal["gradient", "fisher", "perturbation", "kl"] = "gradient"
+    rows: Count = 256  # calibration rows that perturbation and kl run, for every site
     min_rank: Count = 1  # no rank below it
     floor: Annotated[float, Ge(0), Le(1)] = 0.0  # no rank below this share of the full rank
     cap: Annotated[float, Gt(0), Le(1)] = 1.0  # no rank above it: dense is then the next choice
@@ -151,6 +156,9 @@ class Timing:
     # are slower at every size of latency.batch_sizes; not where a device or the table of another
     # target says how fast they are
     revert: bool = True
+    # share of its saving in multiply-accumulates that a rewrite has to save in time, at one of the
+    # sizes: with 0.8 a layer of half of them has to be 1.6 times faster; 0: any gain will do
+    efficiency: Annotated[float, Ge(0), Le(1)] = 0.0
 
     def __post_init__(self) -> None:
         if self.table is not None and self.device is not None:

@@ -1,8 +1,9 @@
 """Rewrites that lost time are put back: time the plan, forbid what was slower, plan again.
 
-Only the form that lost is forbidden at first; a site of which two forms have lost stays dense.
-Where no plan without them keeps the budget, the plan stays that loses least time by it, and whoever
-reads the report is told.
+A rewrite has lost if it is no faster than dense, or gains less than the share of its saved
+multiply-accumulates that is asked for. Only the form that lost is forbidden at first; a site of
+which two forms have lost stays dense. Where no plan without them keeps the budget, the plan stays
+that loses least time by it, and whoever reads the report is told.
 """
 
 from __future__ import annotations
@@ -80,7 +81,13 @@ def forbidding(draft: Draft, lost: dict[str, list[str]]) -> Draft:
 
 
 def revert(
-    draft: Draft, fit: Fit, batch_sizes: Sequence[int], stage: Stage, bench: Bench | None = None
+    draft: Draft,
+    fit: Fit,
+    batch_sizes: Sequence[int],
+    stage: Stage,
+    *,
+    efficiency: float = 0.0,
+    bench: Bench | None = None,
 ) -> tuple[Plan, ir.Model, list[Timed]]:
     """The plan that `fit` makes of the draft without rewrites that are slower than dense.
 
@@ -89,6 +96,7 @@ def revert(
         fit: makes a plan of a draft; raises `BudgetError` where none keeps the budgets.
         batch_sizes: rows a call; a rewrite has lost that is slower at all of them.
         stage: told how far it is.
+        efficiency: share of its saved multiply-accumulates that a rewrite has to save in time.
         bench: where to time; by default ONNX Runtime with one thread, here.
 
     Returns:
@@ -110,23 +118,29 @@ def revert(
         )  # fmt: skip
         seen.append((search.fitted, speeds))
         stays = as_asked | search.needed
-        losers = [one for one in speeds if one.lost and one.choice.site not in stays]
+        losers = [o for o in speeds if _excess(o, efficiency) and o.choice.site not in stays]
         if not losers:
             break
         search.put_back(losers)
-    (plan, finished), speeds = min(reversed(seen), key=lambda one: _excess(one[1]))
-    kept = [Timed(one, _verdict(one, as_asked)) for one in speeds]
+    (plan, finished), speeds = min(
+        reversed(seen), key=lambda one: sum(_excess(speed, efficiency) for speed in one[1])
+    )
+    kept = [Timed(one, _verdict(one, efficiency, as_asked)) for one in speeds]
     chosen = [one.speed.choice for one in kept]
     return plan, finished, [*kept, *(b for b in search.back if b.speed.choice not in chosen)]
 
 
-def _excess(speeds: Sequence[LayerSpeed]) -> float:
-    """By how much the losers of a plan are slower than dense, in dense layers."""
-    return sum((one.ratio or 1.0) - 1.0 for one in speeds if one.lost)
+def _excess(speed: LayerSpeed, efficiency: float) -> float:
+    """By how much of the dense layer's time a rewrite is slower than it should be; 0: it is not."""
+    if speed.ratio is None:
+        return 0.0
+    share = speed.choice.macs / max(speed.choice.dense_macs, 1)
+    allowed = min(1.0, share / efficiency) if efficiency else 1.0
+    return max(speed.ratio - allowed, 0.0) if allowed < 1 or speed.lost else 0.0
 
 
-def _verdict(speed: LayerSpeed, as_asked: set[str]) -> Verdict:
-    if not speed.lost:
+def _verdict(speed: LayerSpeed, efficiency: float, as_asked: set[str]) -> Verdict:
+    if not _excess(speed, efficiency):
         return "kept"
     asked = speed.choice.site in as_asked
-    return "slower, but as asked" if asked else "slower, but the budget needs it"
+    return "too slow, but as asked" if asked else "too slow, but the budget needs it"

@@ -74,7 +74,8 @@ class Window:
         """Patches (groups, N P, channels of a group x taps) from gathered pixels (N, C, P taps)."""
         n, channels = pixels.shape[:2]
         patches = pixels.reshape(n, self.groups, channels // self.groups, *inside.shape)
-        patches = patches * inside.astype(pixels.dtype)
+        if not inside.all():
+            patches = patches * inside.astype(pixels.dtype)
         rows = patches.transpose(1, 0, 3, 2, 4)
         return np.asarray(rows.reshape(self.groups, n * len(inside), -1))
 

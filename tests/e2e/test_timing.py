@@ -45,7 +45,7 @@ def test_layers_are_timed_and_told(small: Project) -> None:
         c["site"] for c in read_json(small.out / "plan.json")["choices"]
     ]
     assert all(set(one["latency"]) == {"1"} for one in layers)
-    assert {one["verdict"] for one in layers} <= {"kept", "slower, but as asked"}
+    assert {one["verdict"] for one in layers} <= {"kept", "too slow, but as asked"}
     assert "## Layers timed" in (small.out / "report.md").read_text("utf-8")
 
 

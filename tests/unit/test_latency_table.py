@@ -149,8 +149,11 @@ def test_ranks_between_are_read_off_their_own_kind(rank: int, milliseconds: floa
     assert read(STAIRS, rank) == pytest.approx(milliseconds)
 
 
-def test_ranks_that_are_no_multiples_have_a_line_of_their_own() -> None:
-    assert read({1: 1.0, 5: 3.0, 8: 9.0}, 3) == pytest.approx(2.0)
+def test_ranks_that_are_no_multiples_cost_no_less_than_the_next_multiple() -> None:
+    assert read({1: 1.0, 5: 3.0, 8: 2.5}, 3) == pytest.approx(2.5)
+    assert read({1: 1.0, 5: 3.0, 8: 2.5}, 4) == pytest.approx(2.5)
+    assert read({4: 1.0, 88: 6.0, 92: 3.0}, 82) == pytest.approx(6.0)  # far below on their line
+    assert read({1: 1.0, 5: 3.0}, 3) == pytest.approx(2.0)  # there is no multiple
 
 
 @given(

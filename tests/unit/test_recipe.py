@@ -238,7 +238,7 @@ def test_budgets(load: Load) -> None:
         again = resolved(recipe, pass_types=TYPES)
         assert load(again).budget == found, again
     planning = load(RECIPE, "planning={strategy: uniform, cap: 0.5, min_rank: 8}").planning
-    assert planning == Planning("uniform", 8, cap=0.5)
+    assert planning == Planning("uniform", min_rank=8, cap=0.5)
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,16 @@ def macs(model: ir.Model) -> int:
     return counted
 
 
-def reverted(draft: Draft, keep: float, takes: Ratio) -> tuple[Plan, ir.Model, Sequence[Timed]]:
+def reverted(
+    draft: Draft, keep: float, takes: Ratio, efficiency: float = 0.0
+) -> tuple[Plan, ir.Model, Sequence[Timed]]:
     budget = Budget("macs", max=int(keep * macs(draft.model)))
 
     def plan(draft: Draft) -> tuple[Plan, ir.Model]:
         return fit(draft, (), lambda m: {"macs": macs(m)}, budgets=[budget])
 
     with SilentProgress().stage("plan") as stage:
-        return revert(draft, plan, [1], stage, Planted(takes))
+        return revert(draft, plan, [1], stage, efficiency=efficiency, bench=Planted(takes))
 
 
 def slow_if(slow: Callable[[ir.Node], bool], by: float = 3.0) -> Ratio:
@@ -132,7 +134,7 @@ def test_what_the_budget_needs_stays_and_is_told() -> None:
     draft = draft_of(stack([64, 96, 64]), LowRank(min_size=64))
     plan, model, timed = reverted(draft, 0.3, slow_if(lambda node: True))
     assert macs(model) <= 0.3 * macs(draft.model)
-    assert {v for _, _, v in verdicts(timed)} >= {"slower, but the budget needs it"}
+    assert {v for _, _, v in verdicts(timed)} >= {"too slow, but the budget needs it"}
     assert {one.speed.choice for one in timed if one.verdict != "put back"} == set(plan.choices)
 
 
@@ -148,17 +150,35 @@ def test_of_plans_that_all_lose_time_the_one_that_loses_least_is_kept() -> None:
 
     plan, _, timed = reverted(draft, 0.8, takes)
     assert {choice.form for choice in plan.choices} == {"channel"}
-    assert all("budget" in one.verdict for one in timed)
+    kept = [one for one in timed if one.verdict != "put back"]
+    assert all("budget" in one.verdict for one in kept)
 
 
 def test_a_rank_of_the_recipe_is_kept_whatever_it_takes() -> None:
     draft = draft_of(stack([64, 64]), LowRank(min_size=64, rank=48))
     plan, _, timed = reverted(draft, 2.0, slow_if(lambda node: True))
     assert len(plan.choices) == 2
-    assert {one.verdict for one in timed} == {"slower, but as asked"}
+    assert {one.verdict for one in timed} == {"too slow, but as asked"}
 
 
 def test_a_budget_that_nothing_meets_is_refused_as_ever() -> None:
     draft = draft_of(stack([64, 64]), LowRank(min_size=64))
     with pytest.raises(Exception, match="cannot be met"):
         reverted(draft, 0.01, slow_if(lambda node: True))
+
+
+def test_a_gain_that_is_small_beside_the_saving_can_be_refused_too() -> None:
+    draft = draft_of(image_model(), Conv(forms=("channel", "vertical")))
+
+    def takes(alone: ir.Model) -> float:
+        nodes = list(alone.graph)
+        if len(nodes) == 1:
+            return 2.0 if nodes[0].op_type != "Identity" else 1e-3
+        return 1.6 if one_by_one(nodes[-1]) else 0.4
+
+    plan, _, timed = reverted(draft, 0.6, takes)
+    assert "channel" in {choice.form for choice in plan.choices}  # it is faster
+    assert {one.verdict for one in timed} == {"kept"}
+    plan, _, timed = reverted(draft, 0.6, takes, efficiency=0.8)
+    assert {choice.form for choice in plan.choices} == {"vertical"}
+    assert {form for _, form, verdict in verdicts(timed) if verdict == "put back"} == {"channel"}

@@ -79,7 +79,7 @@ class Conv:
     rounds: Annotated[int, Ge(0)] = 3  # of alternating least squares, where layers are refitted
     positions: Annotated[int, Ge(1)] = 64  # patches of an image that calibration looks at
     min_size: Annotated[int, Ge(0)] = 1024  # leave convolutions with fewer weights alone
-    round_to: Annotated[int, Ge(1)] = 4  # ranks are multiples of this
+    round_to: Annotated[int, Ge(1)] = 4  # ranks are multiples of this; of decoupled, all are there
 
     def match(self, model: ir.Model) -> Iterator[Site | Skip]:
         for node in model.graph:
@@ -175,7 +175,9 @@ class Conv:
         entries = [
             (name, rank, chain.stages(rank))
             for name, chain in solution.chains.items()
-            for rank in self._ranks(len(chain.lost) - 1)
+            for rank in self._ranks(
+                len(chain.lost) - 1, 1 if name == "decoupled" else self.round_to
+            )
         ]
         errors = {name: solution.error(name) for name in solution.chains}
         losses = {name: solution.scale * c.felt for name, c in solution.chains.items()}
@@ -191,9 +193,9 @@ class Conv:
             forms=tuple(name for name, _, _ in entries),
         )
 
-    def _ranks(self, full: int) -> list[int]:
+    def _ranks(self, full: int, step: int) -> list[int]:
         asked = min(self.rank or full, full)
-        return sorted({*range(self.round_to, full, self.round_to), asked, full})
+        return sorted({*range(step, full, step), asked, full})
 
     def rewrite(
         self, model: ir.Model, site: Site, rank: int, solution: Solution, form: str = ""

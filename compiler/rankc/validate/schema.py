@@ -16,7 +16,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic needs these bel
 FORMAT: Final = 1
 
 Kind = Literal["accuracy", "performance"]
-Verdict = Literal["kept", "put back", "slower, but the budget needs it", "slower, but as asked"]
+Verdict = Literal["kept", "put back", "too slow, but the budget needs it", "too slow, but as asked"]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
