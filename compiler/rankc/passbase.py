@@ -93,7 +93,7 @@ class Curve:
 
     ranks: NDArray[np.int64]  # rising within a form
     error: Floats  # E|y - y'|^2 / E|y - E y|^2 over the calibration rows: share of variance lost
-    loss: Floats  # E[(g . (y - y'))^2]: expected squared change of the logit
+    loss: Floats  # E[(g . (y - y'))^2]: expected squared change of the logit, or a KL divergence
     parameters: NDArray[np.int64]  # scalars in the site's initializers after the rewrite
     macs: NDArray[np.int64]  # multiply-accumulates for one row of the batch
     size_bytes: NDArray[np.int64]  # of the site's initializers after the rewrite

@@ -52,7 +52,7 @@ class Choice:
     form: str  # what it is emitted as; empty: the pass has one form only
     full_rank: int  # of that form
     error: float  # share of the variance of the site's output that is lost
-    loss: float  # expected squared change of the logit
+    loss: float  # expected squared change of the logit; by `planning.sensitivity`, nats of KL
     parameters: int
     macs: int
     size_bytes: int
