@@ -21,7 +21,7 @@ from rankc.knapsack import Answer, solve
 from rankc.knapsack_points import Floats, Offer
 from rankc.offers import DENSE, Candidate, Offered, parts
 from rankc.passbase import Skip
-from rankc.recipe import Planning, Unit
+from rankc.recipe import Planning, Sensitivity, Unit
 
 __all__ = [
     "Amounts",
@@ -82,6 +82,7 @@ class Plan:
     bound: float  # no plan within the budgets loses less, by the same predictions
     exact: bool = False  # and none loses less than this one
     strategy: Literal["optimal", "greedy", "uniform"] = "optimal"
+    sensitivity: Sensitivity = "gradient"  # what losses are: see `Planning.sensitivity`
     times: str = ""  # where times of layers are from that the plan goes by; empty: it knows none
 
     @property
@@ -257,6 +258,7 @@ def _assemble(
         answer.bound,
         answer.exact,
         planning.strategy,
+        planning.sensitivity,
     )
 
 

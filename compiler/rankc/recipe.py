@@ -41,6 +41,7 @@ Metric = Literal[
     "latency_ratio",
 ]
 
+Sensitivity = Literal["gradient", "fisher", "perturbation", "kl"]  # what a loss is measured by
 Unit = Literal["bytes", "parameters", "macs", "ms"]  # what a budget counts
 
 Count = Annotated[int, Ge(1)]
@@ -131,7 +132,7 @@ class Planning:
     # what an error of a layer is weighed by: the gradient of the logits, or of the answer's
     # distribution (fisher); what one rewrite of the layer alone changes (perturbation); or, at six
     # rewrites of each site alone, the measured KL divergence (kl)
-    sensitivity: Literal["gradient", "fisher", "perturbation", "kl"] = "gradient"
+    sensitivity: Sensitivity = "gradient"
     rows: Count = 256  # calibration rows that perturbation and kl run, for every site
     min_rank: Count = 1  # no rank below it
     floor: Annotated[float, Ge(0), Le(1)] = 0.0  # no rank below this share of the full rank

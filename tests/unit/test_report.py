@@ -46,6 +46,7 @@ PLAN: dict[str, Any] = {
     "gap": 0.004,
     "exact": False,
     "strategy": "optimal",
+    "sensitivity": "gradient",
     "times": "",
 }
 

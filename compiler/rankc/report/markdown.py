@@ -11,6 +11,12 @@ from rankc.report.rows import failures, table_rows
 from rankc.validate.schema import Backend, Metrics, TimedLayer
 
 Plan = Mapping[str, Any]  # the content of plan.json
+_LOSS = {
+    "gradient": "mean squared change of the logit",
+    "perturbation": "mean squared change of the logit",
+    "fisher": "change of the answer, twice the KL divergence in nats,",
+    "kl": "KL divergence of the answer, in nats, added up over sites,",
+}
 
 
 def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
@@ -86,7 +92,7 @@ def _plan_summary(plan: Plan) -> str:
         parts.append(f"planned {measured(unit, limit['planned'])}")
         if limit["budget"] is not None:
             parts.append(f"budget {measured(unit, limit['budget'])}")
-    parts.append(f"predicted mean squared change of the logit {text.short(plan['loss'])}")
+    parts.append(f"predicted {_LOSS[plan['sensitivity']]} {text.short(plan['loss'])}")
     if plan["times"]:
         parts.append(f"times of layers {plan['times']}")
     if plan["strategy"] != "optimal":
