@@ -18,7 +18,7 @@ endif
 PIP   := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 STAMP := $(VENV)/.stamps
 
-.PHONY: setup compile test check unit bench models models-efficientnet models-cifar docs doctor clean
+.PHONY: setup compile test check unit bench bench-cnn models models-efficientnet models-cifar docs doctor clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)/dev
@@ -41,6 +41,10 @@ unit: $(STAMP)/dev
 
 bench: $(STAMP)/models
 	@$(BIN)/python -m benchmarks.ctr.run $(ARGS)
+
+bench-cnn: $(STAMP)/models
+	@$(BIN)/python -m benchmarks.cnn.slow $(ARGS)
+	@$(BIN)/python -m benchmarks.cnn.resnet20 $(ARGS)
 
 models: $(STAMP)/models
 	@$(BIN)/python -m models.ctr.build --arch deepfm $(ARGS)

@@ -1,0 +1,1 @@
+"""Convolutional nets: accuracy and time of low rank, and where a naive rewrite is slower."""
