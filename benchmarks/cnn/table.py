@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cnn import slow_table
+from benchmarks.cnn import efficientnet_table, slow_table
 from benchmarks.cnn.resnet20_targets import DEVIATION, PAYS, layer_shares, share, targets
 from rankc.report.text import DASH, TIMES, markdown_table, signed
 
@@ -206,7 +206,12 @@ def family(form: str) -> str:
 # --- everything -------------------------------------------------------------------------------
 
 Section = Callable[[Raw], Iterator[str]]
-SECTIONS: dict[str, Section] = {"resnet20": resnet20, "slow": slow_table.section}
+SECTIONS: dict[str, Section] = {
+    "resnet20": resnet20,
+    "efficientnet": efficientnet_table.section,
+    "cost": efficientnet_table.cost,
+    "slow": slow_table.section,
+}
 
 
 def _machine(raw: Raw) -> str:

@@ -25,7 +25,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from rankc.data import Source, refused_rows
 from rankc.errors import DataError
 from rankc.gradient import Gradients, add_gradients
-from rankc.graph import value_named
+from rankc.graph import has_fixed_batch, value_named
 from rankc.moments import RunningMoments
 from rankc.passbase import Floats, Probe, Site, SiteStats
 from rankc.progress import Stage
@@ -117,7 +117,7 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         forward = _Watch(model, watched, [], Path(folder) / "forward.onnx")
         backward = Path(folder) / "backward.onnx"
-        if images and not _fixed_batch(model):
+        if images and not has_fixed_batch(model):
             turns: _Turns = _Images(forward, _Watch(model, [], list(felt), backward, fisher))
         else:
             turns = _Turns(forward, _Watch(model, watched, list(felt), backward, fisher))
@@ -245,12 +245,6 @@ class _Images(_Turns):
 
 def _count(feeds: Mapping[str, Array]) -> int:
     return len(next(iter(feeds.values())))
-
-
-def _fixed_batch(model: ir.Model) -> bool:
-    """Whether the model takes no other number of rows than its own."""
-    shapes = [value.shape for value in model.graph.inputs]
-    return any(shape is not None and len(shape) and isinstance(shape[0], int) for shape in shapes)
 
 
 def _add_gather(model: ir.Model, value: ir.Value, k: int) -> str:

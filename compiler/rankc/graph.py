@@ -211,3 +211,9 @@ def initializer_bytes(model: ir.Model) -> int:
         for value in model.graph.initializers.values()
         if value.const_value is not None
     )
+
+
+def has_fixed_batch(model: ir.Model) -> bool:
+    """Whether the model takes no other number of rows than its own."""
+    shapes = [value.shape for value in model.graph.inputs]
+    return any(shape is not None and len(shape) and isinstance(shape[0], int) for shape in shapes)

@@ -23,7 +23,7 @@ from rankc.layer_models import isolate, signature
 from rankc.passbase import Curve, Pass, Site, Times
 from rankc.rank_grid import fill
 
-FORMAT = 1
+FORMAT = 2
 KIND = "rankc latency table"
 PAIR = "pair"  # the form of a curve that names none: two factors
 MAX_BYTES = 64 << 20  # a table of a thousand layers has a few megabytes

@@ -16,6 +16,7 @@ from rankc.passbase import Curve, Dense, Site, Times
 from rankc.recipe import Planning, Unit
 
 DENSE = -1  # in place of an entry of the curve
+MOST_SLOW = 2  # forms that may lose time at a site before it is left dense
 PARTS: dict[Unit, float] = {"ms": 1e6}  # times are planned in whole nanoseconds: sums are exact
 
 
@@ -34,7 +35,8 @@ class Candidate:
     forced: int | None = None  # leaves no choice but that rank
     read_by: Readers | None = None  # what a decoder at the site would be folded into
     times: Times | None = None  # on the target; ranks that are not faster than dense are no choice
-    slow: tuple[str, ...] = ()  # forms that were timed and are no faster than dense: no choice
+    # forms that were timed and gained too little: no choice; nothing is, once they are `MOST_SLOW`
+    slow: tuple[str, ...] = ()
 
     def costs(self, unit: Unit) -> tuple[float, Floats]:
         """Of the site left dense, and at every entry of the curve, in the finished model.
@@ -97,7 +99,8 @@ class Offered:
             left &= times.ranked < times.dense
             why = why or ("" if left.any() else reasons.none_faster(times.dense, times.measured))
         if candidate.slow:
-            left &= [curve.form(k) not in candidate.slow for k in range(len(left))]
+            tried = len(candidate.slow) < MOST_SLOW
+            left &= [tried and curve.form(k) not in candidate.slow for k in range(len(left))]
             why = why or ("" if left.any() else reasons.slower_here(candidate.slow))
         at = np.flatnonzero(left)
         offer = Offer(np.vstack([dense, ranked[at]]), np.append(0.0, curve.loss[at]))

@@ -41,9 +41,14 @@ class LayerSpeed:
         return bool(self.timed) and all(_lost(one) for one in self.timed.values())
 
     @property
+    def best(self) -> Compared | None:
+        """At the batch size where the rewrite does best; None: not timed."""
+        return min(self.timed.values(), key=lambda one: one.ratio, default=None)
+
+    @property
     def ratio(self) -> float | None:
-        """Factored / dense at the batch size where the rewrite does best; None: not timed."""
-        return min((one.ratio for one in self.timed.values()), default=None)
+        """Factored / dense there."""
+        return None if self.best is None else self.best.ratio
 
 
 def _lost(compared: Compared) -> bool:

@@ -18,6 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from rankc.answers import Answer, answers_of
 from rankc.data import Source, refused_rows
 from rankc.errors import DataError, ModelError
+from rankc.graph import has_fixed_batch
 from rankc.offers import Candidate
 from rankc.passbase import Pass, Site
 from rankc.recipe import Unit
@@ -129,8 +130,7 @@ def _up_to(model: ir.Model, names: list[str]) -> ir.Model:
 
 def _first(model: ir.Model, source: Source, rows: int) -> Iterator[dict[str, Array]]:
     """What the model takes, of the first rows; whole batches where their size is fixed."""
-    fixed = any(v.shape is not None and isinstance(v.shape[0], int) for v in model.graph.inputs)
-    seen = 0
+    fixed, seen = has_fixed_batch(model), 0
     for batch in source.batches():
         left = batch.rows if fixed else rows - seen
         yield {name: array[:left] for name, array in batch.feeds.items()}

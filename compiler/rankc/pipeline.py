@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ import onnx_ir as ir
 
 from rankc.compression import Compressed, Job, compress, id_ranges
 from rankc.data import InRange, open_source
-from rankc.errors import Exit
+from rankc.errors import Exit, RecipeError
+from rankc.graph import has_fixed_batch
 from rankc.intake import load, open_original
 from rankc.lowering import EngineResult, lower
 from rankc.lowering.result import tolerance
@@ -114,6 +116,11 @@ def _take_in(recipe: Recipe, tell: Progress, trust_code: bool) -> Job:
         opset = taken.model.opset_imports.get("", 0)
         stage.note(f"opset {opset}, {taken.size_bytes / 1e6:.2f} MB, sha256 {taken.sha256[:8]}…")
     assert calibration is not None
+    if times is None and any(budget.unit == "ms" for budget in recipe.budget):
+        raise RecipeError(
+            "budget: ms needs times of the model's layers: measure them with `rankc profile` and "
+            "name the table in timing.table, or a device in timing.device"
+        )
     exact, closed = split(build_passes(recipe))
     return Job(recipe, taken, calibration, validation, times, exact, closed)
 
@@ -149,7 +156,8 @@ def _lower(job: Job, compressed: Path, folder: Path, tell: Progress) -> dict[str
 def _golden_inputs(job: Job) -> dict[str, Array]:
     """The first rows that the gates look at, or else of those for calibration."""
     batch = next(iter((job.validation or job.calibration).batches()))
-    return {name: rows[:GOLDEN_ROWS] for name, rows in batch.feeds.items()}
+    count = batch.rows if has_fixed_batch(job.taken.model) else GOLDEN_ROWS
+    return {name: rows[:count] for name, rows in batch.feeds.items()}
 
 
 def _validate(
@@ -203,6 +211,8 @@ def _pack(
     write_reports(metrics, json.loads(found.plan.to_json()), folder)
     (folder / "recipe.yaml").write_text(resolved(recipe), encoding="utf-8", newline="\n")
     digests = {"model": job.taken.sha256, "calibration": job.calibration.digest()}
+    if (named := recipe.timing.table) is not None:
+        digests["timing"] = hashlib.sha256((recipe.folder / named).read_bytes()).hexdigest()
     if job.validation is not None:
         digests["validation"] = job.validation.digest()
     locked = lock(recipe, digests)

@@ -77,8 +77,8 @@ def none_cheaper(units: Sequence[Unit]) -> str:
 
 
 def slower_here(forms: Sequence[str]) -> str:
-    """Why: every form of it that could be had was timed, and lost."""
-    named = " or ".join(filter(None, forms))
+    """Why: the forms that seemed best were timed, and lost."""
+    named = " and ".join(filter(None, dict.fromkeys(forms)))
     how = named and f" as {named}"
     return f"left dense: rewritten{how} it gained too little, timed on this machine"
 

@@ -157,13 +157,15 @@ class Timing:
     # are slower at every size of latency.batch_sizes; not where a device or the table of another
     # target says how fast they are
     revert: bool = True
-    # share of its saving in multiply-accumulates that a rewrite has to save in time, at one of the
-    # sizes: with 0.8 a layer of half of them has to be 1.6 times faster; 0: any gain will do
+    # share of the speed-up that its multiply-accumulates promise, which a rewrite has to reach at
+    # one of the sizes: with 0.8 a layer of half of them has to be 1.6 times faster; 0: any gain
     efficiency: Annotated[float, Ge(0), Le(1)] = 0.0
 
     def __post_init__(self) -> None:
         if self.table is not None and self.device is not None:
             raise ValueError("give a table or a device, not both")
+        if self.device is None and (self.batch, self.precision) != (1, "fp32"):
+            raise ValueError("batch and precision are those of a device, and none is given")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

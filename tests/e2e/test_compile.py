@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import yaml
 
@@ -227,3 +228,18 @@ def test_the_bundle_answers_as_the_metrics_say(compiled: Compiled) -> None:
         got, want = bundle.run(rows)["p"], made.original(rows)["p"]
     measured = made.metrics["metrics"]["max_abs_err"]["compressed"]
     assert float(np.abs(got - want).max()) == pytest.approx(measured, rel=1e-3)
+
+
+def test_a_model_of_a_fixed_batch_of_many_rows(small: Project) -> None:
+    """Golden rows are as many as the model takes at a time."""
+    path = small.folder / "model.onnx"
+    model = ir.load(path)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape([64, *list(value.shape)[1:]])
+    ir.save(model, path)
+    spec = {"path": "calibration.npz", "batch_size": 64}
+    small.set(data={"calibration": spec}, latency={"batch_sizes": [64], "repeats": 5}, gates=[])
+    done = small.rankc("compile")
+    assert done.code == Exit.OK, done.out + done.err
+    assert all(spec["shape"][0] == 64 for spec in read_json(small.out / "manifest.json")["inputs"])

@@ -66,4 +66,4 @@ def test_no_such_times(
 
 
 def test_milliseconds_without_times(small: Project, refused: Refusal) -> None:
-    refused(small.set(budget={"unit": "ms", "max": 1}), Exit.USAGE, "rankc profile")
+    refused(small.set(budget={"unit": "ms", "max": 1}), Exit.USAGE, "timing.table")

@@ -78,7 +78,7 @@ def spoilt(edit: dict[str, Any]) -> str:
         ("[1, 2]", "is no latency table; give"),
         ('{"format": 1}', "is no latency table; give"),
         (spoilt({"kind": "recipe"}), "is no latency table; give"),
-        (spoilt({"format": 2}), "format 2; this rankc reads 1"),
+        (spoilt({"format": 1}), "format 1; this rankc reads 2"),
         (spoilt({"format": True}), "format True"),
         (spoilt({"more": 1}), "damaged latency table: more"),
         (spoilt({"header.threads": 0}), "header.threads"),

@@ -182,3 +182,48 @@ def test_a_gain_that_is_small_beside_the_saving_can_be_refused_too() -> None:
     plan, _, timed = reverted(draft, 0.6, takes, efficiency=0.8)
     assert {choice.form for choice in plan.choices} == {"vertical"}
     assert {form for _, form, verdict in verdicts(timed) if verdict == "put back"} == {"channel"}
+
+
+def test_time_is_not_bought_at_any_price() -> None:
+    """Where only plans that lose far more keep the budget, the slow rewrite stays."""
+    draft = draft_of(image_model(), Conv(forms=("channel",)))
+    budgets = [Budget("macs", max=macs(draft.model) // 2)]
+    before, _ = fit(draft, (), lambda m: {"macs": macs(m)}, budgets=budgets)
+    plan, _, timed = reverted(draft, 0.5, slow_if(one_by_one))
+    assert plan.loss <= 2 * before.loss
+    assert plan.bound <= before.bound
+    assert plan.exact is (plan.loss <= before.loss)
+    assert "too slow, but the budget needs it" in {one.verdict for one in timed}
+
+
+def test_of_two_slow_layers_the_one_that_wastes_more_time_is_put_back() -> None:
+    draft = draft_of(stack([64, 64, 64]), LowRank(min_size=64))
+
+    def takes(alone: ir.Model) -> float:
+        """MatMul layers are long, Gemm layers short; both are slower factored."""
+        nodes = [node.op_type for node in alone.graph]
+        long = nodes[0] == "MatMul" and "Gemm" not in nodes
+        dense = 50.0 if long else 2.0 if nodes != ["Identity"] else 1e-3
+        return dense * (1 if len(nodes) == 1 else 1.5 if long else 3.0)
+
+    for keep in (0.95, 0.9):
+        plan, _, timed = reverted(draft, keep, takes)
+        assert "last" not in {choice.site for choice in plan.choices}
+        assert all(one.speed.choice.site != "last" for one in timed if one.verdict != "put back")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_put_back_is_not_in_the_plan(seed: int) -> None:
+    draft = draft_of(stack([64, 96, 64]), LowRank(min_size=64, forms=("pair", "pivot")))
+    rng, known = np.random.default_rng(seed), dict[str, float]()
+
+    def takes(alone: ir.Model) -> float:
+        shapes = [(node.op_type, [v.shape for v in node.inputs if v]) for node in alone.graph]
+        if len(shapes) == 1:
+            return 2.0 if shapes[0][0] != "Identity" else 1e-3
+        return known.setdefault(str(shapes), float(rng.choice([1.0, 1.5, 2.6, 4.0])))
+
+    plan, _, timed = reverted(draft, float(rng.choice([0.4, 0.6, 0.8])), takes)
+    back = {(site, form) for site, form, verdict in verdicts(timed) if verdict == "put back"}
+    assert not back & {(choice.site, choice.form) for choice in plan.choices}
+    assert [o.speed.choice for o in timed if o.verdict != "put back"] == list(plan.choices)

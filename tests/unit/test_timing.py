@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +99,12 @@ def test_what_cannot_be_opened(
 ) -> None:
     with pytest.raises(error, match=says):
         open_times(timing, tmp_path)
+
+
+@pytest.mark.parametrize("more", [{"batch": 8}, {"precision": "fp16"}])
+def test_what_only_a_device_has(more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="those of a device, and none is given"):
+        Timing(table="t.json", **more)
 
 
 def test_a_table_and_a_device_are_one_too_many() -> None:

@@ -40,6 +40,11 @@ def open_source(
     """
     wanted = Wanted(tuple(inputs), spec.label, spec.batch_size)
     path = folder / spec.path
+    if spec.image is not None and not path.exists():
+        raise DataError(
+            f"{path}: there is no such folder; put your images there, or name a folder of yours, "
+            "e.g. --set data.calibration.path=/photos (validation has a path of its own)"
+        )
     if spec.image is not None and not path.is_dir():
         raise DataError(
             f"{path}: no folder of images, and `image` is for one only; name one in `path`, or "
