@@ -13,6 +13,7 @@ from rankc.calibrate import GRADIENT_EVERY, Calibration, calibrate
 from rankc.cleanup import clean
 from rankc.errors import DataError
 from rankc.passbase import Pass, Site
+from rankc.passes.conv import Conv
 from rankc.passes.embedding import Embedding
 from rankc.passes.lowrank import LowRank
 from rankc.progress import SilentProgress
@@ -178,6 +179,57 @@ def test_gradients_are_taken_on_every_24th_batch() -> None:
     want = np.outer(weights(model, "W1"), weights(model, "W1")) * (on.T @ on / 16)
     felt = weight_of(found, "l0")
     np.testing.assert_allclose(felt, want, rtol=1e-5, atol=1e-7)
+
+
+def squares(images: int, *sizes: int, batch: int | str = "batch") -> tuple[ir.Model, Array]:
+    """A logit, the mean over pixels of |y|^2, where y = x; image k has ones in channel k alone.
+
+    The gradient at y is 2 y / pixels, so that E[g gT] tells which images it was taken of.
+    """
+    tape, x = ir.tape.Tape(), ir.val("x", ir.DataType.FLOAT, [batch, images, *sizes])
+    w = weight(tape, "w", np.eye(images, dtype=np.float32)[:, :, None, None])
+    y = tape.op("Conv", [x, w], name="conv")
+    mean = tape.op("Flatten", [tape.op("GlobalAveragePool", [tape.op("Mul", [y, y])])])
+    logit = ir.val("logit", ir.DataType.FLOAT, [batch, 1])
+    ones = weight(tape, "ones", np.ones((images, 1), np.float32))
+    tape.op("MatMul", [mean, ones], name="head", output=logit)
+    rows = np.zeros((images, images, *sizes), np.float32)
+    rows[np.arange(images), np.arange(images)] = 1
+    return model_of(tape, [x], [logit]), rows
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "each"),
+    [(48, 24, 8), (96, 24, 4), (10, 4, None), (16, 32, None), (480, 96, 4)],
+)
+def test_gradients_are_taken_of_some_images_of_every_batch(
+    images: int, batch_size: int, each: int | None
+) -> None:
+    """At least 16 in all, and one of 24; of fewer all."""
+    model, rows = squares(images, 1, 2)
+    found = seen(model, Rows({"x": rows}, batch_size), Conv(min_size=0))
+    felt = weight_of(found, "conv")
+    np.testing.assert_allclose(felt, np.diag(np.diag(felt)))
+    taken = np.flatnonzero(np.diag(felt))
+    counts = np.bincount(taken // batch_size)
+    if each is None:
+        assert len(taken) == min(images, max(16, images // 24)) and counts.max() <= batch_size
+    else:
+        assert counts.tolist() == [each] * (images // batch_size)
+    # Each: two pixels with a gradient of (2 / 2)^2, and the mean is over images.
+    np.testing.assert_allclose(np.diag(felt)[taken], 2 / len(taken))
+
+
+def test_a_model_of_a_fixed_batch_has_gradients_of_whole_batches() -> None:
+    model, rows = squares(8, 2, 2, batch=4)
+    found = seen(model, Rows({"x": rows}, 4), Conv(min_size=0))
+    assert np.flatnonzero(np.diag(weight_of(found, "conv"))).tolist() == [0, 1, 2, 3]
+
+
+def test_the_images_that_gradients_are_taken_of_are_the_same_each_time() -> None:
+    model, rows = squares(48, 2, 2)
+    first, second = (seen(model, Rows({"x": rows}, 24), Conv(min_size=0)) for _ in range(2))
+    np.testing.assert_array_equal(weight_of(first, "conv"), weight_of(second, "conv"))
 
 
 def test_a_site_without_a_gradient_is_named_with_the_reason() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import struct
 import sys
@@ -322,13 +323,24 @@ def test_folders_without_images(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "empty" / "below").mkdir(parents=True)
     with pytest.raises(DataError, match=r"no images in it or below; read are \.jpg, \.jpeg, \.png"):
         opened(tmp_path / "empty")
-    with pytest.raises(DataError, match=r"none: no folder of images.*leave `image` out"):
+    with pytest.raises(DataError, match=r"none: there is no such folder; put your images there"):
         opened(tmp_path / "none")
     np.savez(tmp_path / "a.npz", x=np.zeros((1, 3, 8, 8)))
     with pytest.raises(DataError, match=r"a\.npz: no folder of images"):
         opened(tmp_path / "a.npz")
     with pytest.raises(DataError, match=r"images: holds images; say .*`image: \{mean: 0, scale"):
         opened(folder, image=None)
+
+
+def test_a_recipe_whose_images_are_missing_says_how_to_name_a_folder(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "recipes" / "efficientnet-lowrank.yaml"
+    inputs = [TensorSpec("image", "float32", ("batch", 3, 224, 224))]
+    recipe = load_recipe(path, [f"data.calibration.path={json.dumps(str(tmp_path / 'photos'))}"])
+    with pytest.raises(DataError, match=r"photos: .*your images.*--set data\.calibration\.path="):
+        open_source(recipe.data.calibration, recipe.folder, inputs)
+    put(tmp_path / "photos" / "a.png", pixels(height=300, width=400))
+    source = open_source(recipe.data.calibration, recipe.folder, inputs)
+    assert source.rows == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
