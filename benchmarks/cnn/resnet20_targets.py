@@ -11,6 +11,8 @@ from rankc.report.text import TIMES, signed
 Row = Mapping[str, Any]
 
 MOST_LOST = {2.0: 0.015, 2.8: 0.05}  # of accuracy, by how many times fewer operations
+ROUNDING = 1e-9  # an accuracy is a whole number of images, its difference is not
+SEEDS = ("ours", "seed-1", "seed-2")
 COMPILE = 90.0  # seconds
 PAYS = 0.8  # of what the operations promise
 DEVIATION = 0.01  # of a measured error from its prediction
@@ -21,7 +23,7 @@ def targets(raw: Mapping[str, Any]) -> list[Target]:
     rows = [row for row in raw["rows"] if "refused" not in row]
     ours = [row for row in rows if row["variant"] == "ours"]
     parts = {
-        f"loses at most 1.5 points at 2{TIMES}, 5 at 2.8{TIMES}": tuple(_lost(ours)),
+        f"loses at most 1.5 points at 2{TIMES}, 5 at 2.8{TIMES}, on every seed": tuple(_lost(rows)),
         "loses less than every baseline, beyond noise": tuple(_baselines(rows, ours)),
         f"compiles in {COMPILE:.0f} s at most": tuple(_compiles(ours)),
         f"rewritten layers give {100 * PAYS:.0f} % of what their MACs promise": tuple(_pays(ours)),
@@ -54,12 +56,13 @@ def layer_shares(row: Row, batch: str) -> list[float]:
     ]
 
 
-def _lost(ours: Sequence[Row]) -> Iterator[Part]:
-    for row in ours:
-        if row["ratio"] in MOST_LOST:
+def _lost(rows: Sequence[Row]) -> Iterator[Part]:
+    for row in rows:
+        if row["variant"] in SEEDS and row["ratio"] in MOST_LOST:
             found = row["metrics"]["accuracy_top1"]["difference"]
-            holds = -found <= MOST_LOST[row["ratio"]]
-            yield Part(_at(row), f"{signed(100 * found, 2)} points", holds)
+            holds = -found <= MOST_LOST[row["ratio"]] + ROUNDING
+            where = f"{_at(row)}, seed {SEEDS.index(row['variant'])}"
+            yield Part(where, f"{signed(100 * found, 2)} points", holds)
 
 
 def _baselines(rows: Sequence[Row], ours: Sequence[Row]) -> Iterator[Part]:

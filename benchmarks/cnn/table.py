@@ -72,7 +72,7 @@ images. MACs are of the whole model. Ranks of rankc come in steps of 4 unless a 
 Baselines take any rank, have no statistics and no refit, and keep what is slower; *greedy* scores
 every layer by itself at ten ratios, by the divergence of the answers. *Share*: how much of what the
 operations promise the clock gives, (1 / time) / (MACs ratio), at batch 1 and 32. *Budgets in ms*
-are of the convolutions at batch 1, by a table of `rankc profile`. *Compile*: wall clock, without
+are of the convolutions at batch 32, by a table of `rankc profile`. *Compile*: wall clock, without
 validation."""
 
 _PAYS = """\
