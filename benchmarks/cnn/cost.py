@@ -1,8 +1,8 @@
 """What compiling EfficientNet-Lite0 costs, in runs of the model over its calibration images.
 
-Run `python -m benchmarks.cnn.cost`, about a quarter of an hour. `python -m benchmarks.cnn.cost --compile`
-is the fresh process whose memory is looked at. Model and images are those of the recipe,
-see models/efficientnet-lite0/README.md.
+Run `python -m benchmarks.cnn.cost`, about a quarter of an hour. With `--compile` it is the fresh
+process whose memory is looked at. Model and images are those of the recipe, see
+models/efficientnet-lite0/README.md.
 """
 
 from __future__ import annotations
