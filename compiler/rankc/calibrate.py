@@ -35,7 +35,6 @@ from rankrt.session import Session, open_model
 
 Array = NDArray[Any]
 Place = tuple[str, Window | None]  # a value, or patches of it
-_Turn = tuple[int, int, int | None]  # number of a batch, rows before it, rows in all if known
 GRADIENT_EVERY = 24  # rows, or batches
 LEAST_IMAGES = 16  # that gradients are taken of, if there are so many
 PENDING = 1 << 15  # ids that are collected before they are counted: counting costs a pass over V
@@ -124,7 +123,7 @@ def calibrate(
             turns = _Turns(forward, _Watch(model, watched, list(felt), backward, fisher))
         for k, batch in enumerate(source.batches()):
             with refused_rows(source, rows, batch.rows):
-                seen, gradients, count = turns.run((k, rows, source.rows), batch.feeds, rng)
+                seen, gradients, count = turns.run(k, batch.feeds, source.rows, rng)
             for place, moments in inputs.items():
                 moments.add(seen[place] if place[1] else _rows(seen[place]))
             for site, read in reads.items():
@@ -213,16 +212,17 @@ class _Turns:
     backward: _Watch  # watches the same values, and gradients
 
     def run(
-        self, turn: _Turn, feeds: Mapping[str, Array], rng: np.random.Generator
+        self, k: int, feeds: Mapping[str, Array], whole: int | None, rng: np.random.Generator
     ) -> tuple[dict[Place, Array], dict[str, Array], int]:
-        """What is seen of a batch, gradients by value, and of how many rows they are.
+        """What is seen of batch `k`, gradients by value, and of how many rows they are.
 
         Args:
-            turn: which batch it is.
+            k: of the batch.
             feeds: its rows.
+            whole: rows of the source, if that is known.
             rng: draws positions of patches, rows and signs.
         """
-        watch = self.forward if turn[0] % GRADIENT_EVERY else self.backward
+        watch = self.forward if k % GRADIENT_EVERY else self.backward
         seen = watch.run(feeds, rng)
         return seen, watch.found(seen), _count(feeds)
 
@@ -231,17 +231,14 @@ class _Images(_Turns):
     """Forward runs of every batch, and backward ones of some of its images; these see no values."""
 
     def run(
-        self, turn: _Turn, feeds: Mapping[str, Array], rng: np.random.Generator
+        self, k: int, feeds: Mapping[str, Array], whole: int | None, rng: np.random.Generator
     ) -> tuple[dict[Place, Array], dict[str, Array], int]:
         """As above."""
-        (_, start, whole), size = turn, _count(feeds)
-        every = GRADIENT_EVERY if whole is None else min(GRADIENT_EVERY, whole / LEAST_IMAGES)
-        before, after = (math.ceil(rows / max(every, 1)) for rows in (start, start + size))
-        count = after - before
+        size = _count(feeds)
+        needed = math.ceil(LEAST_IMAGES * size / (whole or LEAST_IMAGES * size))
+        count = min(size, max(needed, round(size / GRADIENT_EVERY)))
         some = np.sort(rng.choice(size, count, replace=False))
         seen = self.forward.run(feeds, rng)
-        if not count:
-            return seen, {}, 0
         backward = self.backward.run({name: rows[some] for name, rows in feeds.items()}, rng)
         return seen, self.backward.found(backward), count
 

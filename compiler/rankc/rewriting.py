@@ -223,7 +223,7 @@ class _Search:
         return plan, True
 
     def fits(self, weight: Amounts) -> bool:
-        return all(weight[unit] <= most for unit, most in self.budgets.items())
+        return all(weight[unit] <= most * (1 + 1e-12) for unit, most in self.budgets.items())
 
     def settled(self, plan: Plan, weight: Amounts) -> bool:
         """Whether a plan fits and has nothing to gain, or next to nothing of a budget left."""
