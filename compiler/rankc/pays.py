@@ -99,11 +99,6 @@ def time_choices(
         return speeds
 
 
-def slower(speeds: Sequence[LayerSpeed]) -> list[LayerSpeed]:
-    """Those whose rewrite lost time: what to put back dense."""
-    return [speed for speed in speeds if speed.lost]
-
-
 class _Timer:
     """Layers of one model at several batch sizes, and what was timed of them."""
 
