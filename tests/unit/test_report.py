@@ -171,8 +171,8 @@ def test_metrics_json_refuses_what_is_no_finite_number(bad: Any, tmp_path: Path)
 
 def test_metrics_json_refuses_unknown_keys() -> None:
     metrics: Any = ctr()
-    metrics["metrics"]["auc"]["p_value"] = 0.05
-    with pytest.raises(ValidationError, match=r"metrics\.auc\.p_value"):
+    metrics["metrics"]["auc"]["p_valeu"] = 0.05
+    with pytest.raises(ValidationError, match=r"metrics\.auc\.p_valeu"):
         metrics_json(metrics)
 
 

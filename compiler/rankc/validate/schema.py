@@ -16,6 +16,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic needs these bel
 FORMAT: Final = 1
 
 Kind = Literal["accuracy", "performance"]
+GateVerdict = Literal["pass", "fail", "undecided"]
 Verdict = Literal["kept", "put back", "too slow, but the budget needs it", "too slow, but as asked"]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -31,6 +32,9 @@ class Measured(TypedDict):
     compressed: float
     difference: float  # compressed - original
     interval: tuple[float, float] | None  # of the difference; None where none is computed
+    method: NotRequired[str]  # how the interval was made, e.g. "bootstrap" or "DeLong"
+    value_interval: NotRequired[tuple[float, float]]  # of the compressed model's own value
+    p_value: NotRequired[float]  # of no difference, two-sided: McNemar of accuracies, DeLong of auc
 
 
 @with_config(_STRICT)
@@ -105,9 +109,63 @@ class GateRow(TypedDict):
     batch: int | None
     kind: Kind
     observed: float  # what was compared with `value`
-    passed: bool
+    passed: bool  # whether it lets the bundle pass: a warning does
+    verdict: NotRequired[GateVerdict]  # undecided: the interval has the gate's value inside
+    against: NotRequired[Literal["original", "baseline"]]  # what a change is counted from
+    percentile: NotRequired[int]  # of a latency
+    interval: NotRequired[tuple[float, float] | None]  # of `observed`; None: it is exact
+    rows_needed: NotRequired[int | None]  # validation rows that would decide; None: no number would
+    line: NotRequired[int]  # of the recipe
     text: str  # "drop ≤ 0.001"
     message: str  # a sentence on what was seen
+
+
+@with_config(_STRICT)
+class Split(TypedDict):
+    """Where a metric's change comes from, one precision of one target; all from the original.
+
+    total = compression + lowering + what the two do together.
+    """
+
+    floor: float  # the original at that precision: what lowering alone does to any model
+    compression: float  # the compressed model in float32
+    lowering: float  # total - compression
+    total: float  # the compressed model at that precision
+    floor_interval: tuple[float, float] | None
+    compression_interval: tuple[float, float] | None
+    lowering_interval: tuple[float, float] | None
+    total_interval: tuple[float, float] | None
+
+
+@with_config(_STRICT)
+class Startup(TypedDict):
+    """What a model costs before it answers; wall clock, a fresh process, medians."""
+
+    load_ms: float  # opening the model
+    cold_start_ms: float  # from the start of the process to the first answer
+
+
+@with_config(_STRICT)
+class LayerTime(TypedDict):
+    """A layer of the original model, and the nodes that stand for it in both models."""
+
+    layer: str
+    original_ms: float  # of one call, added up over its nodes
+    compressed_ms: float
+    nodes: tuple[int, int]  # how many: original, compressed
+
+
+@with_config(_STRICT)
+class Point(TypedDict):
+    """A plan that a search tried."""
+
+    budget: float  # in the unit of the search
+    unit: str
+    values: dict[str, float]  # of every metric that a gate names, and size_bytes
+    loss: float  # predicted
+    passed: bool
+    efficient: bool  # no other is smaller and no less accurate, or more accurate and no larger
+    chosen: bool
 
 
 @with_config(_STRICT)
@@ -125,6 +183,10 @@ class Metrics(TypedDict):
     ratios: Ratios
     latency: dict[str, LatencyRow]  # by batch size
     latency_how: LatencyHow
+    split: NotRequired[dict[str, dict[str, Split]]]  # by target, by metric
+    startup: NotRequired[dict[Literal["original", "compressed"], Startup]]
+    layer_times: NotRequired[list[LayerTime]]  # at one batch size, the largest that was timed
+    front: NotRequired[list[Point]]  # of a search, by rising budget
     layers: list[TimedLayer]  # in the order of the plan; those put back come last
     memory_batch: int | None  # rows of the batch that peak_memory_bytes was measured with
     backends: dict[str, Backend]

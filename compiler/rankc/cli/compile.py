@@ -1,0 +1,84 @@
+"""`rankc compile` and `rankc plan`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankc.cli.words import (
+    add_recipe_options,
+    add_verb,
+    command_line,
+    last_line,
+    print_json,
+    recipe_path,
+    start,
+)
+from rankc.errors import Exit
+
+if TYPE_CHECKING:
+    from rankc.console import Console
+    from rankc.planning import Plan
+
+
+def add(verbs: Any) -> None:
+    """Put the verbs on the command line."""
+    compile_ = add_verb(verbs, "compile", _compile, "compress, lower, prove, and write a bundle")
+    plan = add_verb(verbs, "plan", _plan, "say what compile would do to which layer; write nothing")
+    for verb in (compile_, plan):
+        add_recipe_options(verb)
+    compile_.add_argument("--out", type=Path, help="the bundle's folder (default build/<recipe>)")
+    compile_.add_argument(
+        "--tar", action="store_true", help="also pack the bundle into one file, OUT.tar"
+    )
+    compile_.add_argument(
+        "--dry-run", action="store_true", help="stop after the plan, write nothing"
+    )
+
+
+def _compile(options: argparse.Namespace) -> int:
+    path = recipe_path(options.recipe)
+    from rankc.pipeline import compile_recipe
+
+    recipe, console = start(path, options)
+    out = options.out or Path("build") / recipe.name
+    result = compile_recipe(
+        recipe, out, progress=console, dry_run=options.dry_run, trust_code=options.trust_recipe_code
+    )
+    if options.tar and not options.dry_run:
+        from rankc.packing import pack_tar
+
+        pack_tar(result.out, result.out.with_name(f"{result.out.name}.tar"))
+    if result.metrics is None:
+        _show_plan(result.plan, console, options.json)
+    elif options.json:
+        print_json(result.metrics)
+    else:
+        console.show_result(result.metrics, result.plan, result.out)
+    if result.exit_code != Exit.OK:
+        return last_line(f"FAILED | {result.summary}", result.exit_code, options.json)
+    line = f"PASSED | {result.seconds:.1f} s | {command_line('compile', path, options)}"
+    return last_line(line, Exit.OK, options.json)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    path = recipe_path(options.recipe)
+    from rankc.pipeline import plan_recipe
+
+    recipe, console = start(path, options)
+    plan = plan_recipe(recipe, progress=console, trust_code=options.trust_recipe_code)
+    _show_plan(plan, console, options.json)
+    seconds = time.monotonic() - started
+    line = f"PASSED | {seconds:.1f} s | {command_line('plan', path, options)}"
+    return last_line(line, Exit.OK, options.json)
+
+
+def _show_plan(plan: Plan, console: Console, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(plan.to_json())
+    else:
+        console.show_plan(plan)

@@ -1,0 +1,91 @@
+"""What the verbs share: their common options, the recipe they open, and how they say a result."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankc.errors import Exit, RecipeError
+
+if TYPE_CHECKING:
+    from rankc.console import Console
+    from rankc.recipe import Recipe
+
+
+def add_verb(
+    verbs: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
+    verb.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verb.set_defaults(command=command)
+    return verb
+
+
+def add_recipe_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", help="a recipe file, or the name of one in recipes/")
+    verb.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override the recipe, e.g. --set budget.keep_ratio=0.1; may be repeated",
+    )  # fmt: skip
+    verb.add_argument("--quiet", action="store_true", help="print the last line only")
+    verb.add_argument(
+        "--trust-recipe-code", action="store_true", help="run Python code that the recipe names"
+    )
+
+
+def start(path: Path, options: argparse.Namespace) -> tuple[Recipe, Console]:
+    from rankc.console import Console
+    from rankc.recipe_load import load_recipe, version_of
+
+    recipe = load_recipe(path, options.overrides)
+    console = Console(quiet=options.quiet, to_stderr=options.json)
+    console.say(f"rankc {version_of('rankc')} · recipe {recipe.name} · model {recipe.model}")
+    return recipe, console
+
+
+def recipe_path(name: str) -> Path:
+    """The file; a bare name is looked up in recipes/."""
+    path = Path(name)
+    if path.is_file() or path.suffix or len(path.parts) > 1:
+        return path  # a missing file is told by whoever reads it
+    known = {file.stem: file for file in sorted(Path("recipes").glob("*.yaml"))}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    listed = ", ".join(known) or "none in the folder recipes/ here"
+    raise RecipeError(f"no recipe {name!r}\n  {guess}recipes: {listed}")
+
+
+def command_line(verb: str, path: Path, options: argparse.Namespace) -> str:
+    """What to type to get the same again."""
+    words = ["rankc", verb, str(path)]
+    for override in options.overrides:
+        words += ["--set", override]
+    if getattr(options, "out", None):
+        words += ["--out", str(options.out)]
+    words += [
+        f"--{key.replace('_', '-')}" for key in ("tar", "dry_run") if getattr(options, key, False)
+    ]
+    if options.trust_recipe_code:
+        words.append("--trust-recipe-code")
+    return shlex.join(words)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def last_line(text: str, code: Exit, as_json: bool) -> int:
+    sys.stdout.flush()  # in order, where both streams go to one file
+    print(text, file=sys.stderr if as_json else sys.stdout)
+    return code
