@@ -9,7 +9,7 @@ from rankc.errors import Exit, RecipeError
 from rankc.recipe import Data, DataSpec, Gate, Goal, Latency, Metric, Recipe
 from rankc.validate.gates import check, check_gates_possible, exit_code, finish
 from rankc.validate.quantities import QUANTITIES
-from rankc.validate.schema import LatencyHow, LatencyRow, Measured, Metrics
+from rankc.validate.schema import LatencyHow, LatencyRow, Measured, Metrics, Percentiles
 
 
 def measured(
@@ -25,10 +25,8 @@ def measured(
 
 def some_metrics() -> Metrics:
     row = LatencyRow(
-        original_ms=0.1,
-        compressed_ms=0.04,
-        original_p95_ms=0.2,
-        compressed_p95_ms=0.1,
+        original=Percentiles(p50_ms=0.1, p90_ms=0.2, p95_ms=0.2, p99_ms=0.2),
+        compressed=Percentiles(p50_ms=0.04, p90_ms=0.1, p95_ms=0.1, p99_ms=0.1),
         ratio=0.4,
         interval=(0.39, 0.41),
         pairs=60,
@@ -51,7 +49,14 @@ def some_metrics() -> Metrics:
         unavailable={"macs": "node 'conv' (Conv): shape inference gives no shapes"},
         ratios={"size_bytes": 12.0},
         latency={"1": row},
-        latency_how=LatencyHow(scope="session.run", clock="thread CPU time, 1 thread"),
+        latency_how=LatencyHow(
+            scope="session.run",
+            clock="thread CPU time, 1 thread",
+            device="some processor",
+            backend="onnxruntime 1.2.3",
+            pinned=True,
+            level=0.99,
+        ),
         layers=[],
         memory_batch=None,
         backends={},

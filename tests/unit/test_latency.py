@@ -134,10 +134,10 @@ def test_the_real_clock_counts_work() -> None:
 def test_summary_of_known_samples() -> None:
     original = np.array([1e6, 2e6, 4e6])
     row = summarise(Samples(original, original * [0.5, 0.25, 0.75], (3, 7)))
-    assert row["original_ms"] == 2.0
-    assert row["compressed_ms"] == 0.5
+    assert row["original"]["p50_ms"] == 2.0
+    assert row["compressed"]["p50_ms"] == 0.5
     assert row["ratio"] == 0.5  # of the pairs: not 0.5 / 2
-    assert row["original_p95_ms"] == pytest.approx(3.8)
+    assert row["original"]["p95_ms"] == pytest.approx(3.8)
     assert 0.25 <= row["interval"][0] <= 0.5 <= row["interval"][1] <= 0.75
     assert (row["pairs"], row["calls_per_sample"]) == (3, (3, 7))
 

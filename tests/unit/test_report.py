@@ -22,7 +22,7 @@ from rankc.report import (
 )
 from rankc.report import text as words
 from rankc.validate import check_metrics, finish, schema_text
-from rankc.validate.schema import LatencyHow, LatencyRow, Measured, Metrics
+from rankc.validate.schema import LatencyHow, LatencyRow, Measured, Metrics, Percentiles
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "metrics.schema.json"
 TIMES, MINUS = words.TIMES, words.MINUS
@@ -64,10 +64,8 @@ def measured(
 
 def ctr(*gates: Gate) -> Metrics:
     row = LatencyRow(
-        original_ms=0.0921,
-        compressed_ms=0.039,
-        original_p95_ms=0.12,
-        compressed_p95_ms=0.05,
+        original=Percentiles(p50_ms=0.0921, p90_ms=0.12, p95_ms=0.12, p99_ms=0.12),
+        compressed=Percentiles(p50_ms=0.039, p90_ms=0.05, p95_ms=0.05, p99_ms=0.05),
         ratio=0.4234,
         interval=(0.40, 0.44),
         pairs=60,
@@ -90,7 +88,14 @@ def ctr(*gates: Gate) -> Metrics:
         unavailable={"macs": "compressed model, node 'x' (Conv): no shapes"},
         ratios={"size_bytes": 15_182_684 / 1_267_309, "params": 3.77},
         latency={"1": row},
-        latency_how=LatencyHow(scope="session.run", clock="thread CPU time, 1 thread"),
+        latency_how=LatencyHow(
+            scope="session.run",
+            clock="thread CPU time, 1 thread",
+            device="some processor",
+            backend="onnxruntime 1.2.3",
+            pinned=True,
+            level=0.99,
+        ),
         layers=[],
         memory_batch=256,
         backends={
@@ -145,7 +150,7 @@ def test_schema_promises_what_a_ci_reads() -> None:
     )
     for name, keys in {
         "Measured": {"original", "compressed", "difference", "interval"},
-        "LatencyRow": {"original_ms", "compressed_ms", "ratio"},
+        "LatencyRow": {"original", "compressed", "ratio"},
         "Backend": {"built", "ran", "precision", "size_bytes"},
     }.items():
         assert keys <= set(schema["$defs"][name]["required"])

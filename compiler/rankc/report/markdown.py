@@ -177,8 +177,8 @@ def _how(metrics: Metrics) -> str:
     )
     for size, row in sorted(metrics["latency"].items(), key=lambda item: int(item[0])):
         before, after = row["calls_per_sample"]
-        p95 = (
-            f"{text.duration(row['original_p95_ms'])} and {text.duration(row['compressed_p95_ms'])}"
+        p95 = " and ".join(
+            text.duration(times["p95_ms"]) for times in (row["original"], row["compressed"])
         )
         counts = f"{row['pairs']} pairs of samples, {before} and {after} calls a sample"
         lines.append(f"- Batch {size}: {counts}; p95 over samples {p95}.")

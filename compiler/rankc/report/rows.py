@@ -144,7 +144,8 @@ def _plain_interval(pair: Measured) -> str:
 def _latency(size: int, row: LatencyRow, metrics: Metrics) -> Row:
     low, high = row["interval"]
     change = f"{row['ratio']:.2f}{text.TIMES} ({low:.2f}{text.RANGE}{high:.2f})"
-    cells = (text.duration(row["original_ms"]), text.duration(row["compressed_ms"]), change)
+    before, after = row["original"]["p50_ms"], row["compressed"]["p50_ms"]
+    cells = (text.duration(before), text.duration(after), change)
     gates = [g for g in metrics["gates"] if g["metric"].startswith("latency_")]
     mine = [g for g in gates if g["batch"] == size]
     return _row(f"latency b{size}", cells, change, mine, essential=True)

@@ -18,7 +18,7 @@ from rankc.validate.bootstrap import Interval, Statistic, auc_difference, interv
 from rankc.validate.classes import NO_LABELS, judge
 from rankc.validate.footprint import footprint
 from rankc.validate.gates import finish
-from rankc.validate.latency import CLOCK, SCOPE, batch_of, compare_latency
+from rankc.validate.latency import CLOCK, LEVEL, SCOPE, batch_of, compare_latency
 from rankc.validate.memory import peak_memory_bytes
 from rankc.validate.metrics import auc, log_losses
 from rankc.validate.quantities import QUANTITIES
@@ -64,6 +64,7 @@ def validate(
         return finish(metrics, recipe.gates)
     before, after = open_model(original, threads=1), open_model(compressed, threads=1)
     metrics["environment"][before.backend] = before.version
+    metrics["latency_how"]["backend"] = f"{before.backend} {before.version}"
     sizes = recipe.latency.batch_sizes
     _require_batch_axis(before, sizes)
     scored = score(
@@ -101,7 +102,9 @@ def _start(recipe: Recipe) -> Metrics:
         unavailable={},
         ratios={},
         latency={},
-        latency_how=LatencyHow(scope=SCOPE, clock=CLOCK),
+        latency_how=LatencyHow(
+            scope=SCOPE, clock=CLOCK, device=_cpu(), backend="", pinned=False, level=LEVEL
+        ),
         layers=[],
         memory_batch=None,
         backends={},

@@ -20,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankc.validate.bootstrap import median_interval
-from rankc.validate.schema import LatencyRow
+from rankc.validate.schema import LatencyRow, Percentiles
 
 Feeds = Mapping[str, NDArray[Any]]
 Run = Callable[[Feeds], object]  # Session.run
 
 SCOPE = "session.run"
 CLOCK = "thread CPU time, 1 thread"
+
+LEVEL = 0.95  # of the ratio's interval
 
 _SAMPLE_NS = 3_000_000  # shorter samples would measure the clock and the switch of models
 _TICKS = 20  # and so would samples of fewer steps of it
@@ -106,13 +108,9 @@ def sample_pairs(
 def summarise(samples: Samples, seed: int = 0) -> LatencyRow:
     """Percentiles of each model, and of the pairs' ratios the median with its 95 % interval."""
     ratios = samples.compressed / samples.original
-    original_p50, original_p95 = _milliseconds(samples.original)
-    compressed_p50, compressed_p95 = _milliseconds(samples.compressed)
     return LatencyRow(
-        original_ms=original_p50,
-        compressed_ms=compressed_p50,
-        original_p95_ms=original_p95,
-        compressed_p95_ms=compressed_p95,
+        original=_percentiles(samples.original),
+        compressed=_percentiles(samples.compressed),
         ratio=float(np.median(ratios)),
         interval=median_interval(ratios, seed=seed),
         pairs=len(ratios),
@@ -135,9 +133,9 @@ def batch_of(rows: Feeds, size: int, batched: Collection[str]) -> dict[str, NDAr
     return {name: filled(a) if name in batched else a for name, a in rows.items()}
 
 
-def _milliseconds(nanoseconds: NDArray[np.float64]) -> tuple[float, float]:
-    p50, p95 = np.percentile(nanoseconds, [50, 95]) / 1e6
-    return float(p50), float(p95)
+def _percentiles(nanoseconds: NDArray[np.float64]) -> Percentiles:
+    p50, p90, p95, p99 = map(float, np.percentile(nanoseconds, [50, 90, 95, 99]) / 1e6)
+    return Percentiles(p50_ms=p50, p90_ms=p90, p95_ms=p95, p99_ms=p99)
 
 
 def _calls_per_sample(call: Callable[[], object]) -> int:

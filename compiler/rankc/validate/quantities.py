@@ -81,7 +81,7 @@ def observe(metrics: Metrics, name: str, batch: int | None) -> tuple[float, floa
             return None
         if name == "latency_ratio":
             return 1.0, row["ratio"]
-        return row["original_ms"], row["compressed_ms"]
+        return row["original"]["p50_ms"], row["compressed"]["p50_ms"]
     measured = metrics["metrics"].get(name)
     return None if measured is None else (measured["original"], measured["compressed"])
 

@@ -2,7 +2,7 @@
 
 Every number is finite. A difference is compressed - original; a size ratio is original / compressed
 (12 means twelve times smaller); a latency ratio is compressed / original (0.4 means 2.5 times
-faster). Intervals are 95 %.
+faster). Intervals are 95 % unless a level is given.
 """
 
 from __future__ import annotations
@@ -47,25 +47,37 @@ class Ratios(TypedDict):
 
 
 @with_config(_STRICT)
-class LatencyRow(TypedDict):
-    """One batch size; times of one call."""
+class Percentiles(TypedDict):
+    """Times of one call; a sample is the mean of `calls_per_sample` of them."""
 
-    original_ms: float  # p50
-    compressed_ms: float  # p50
-    original_p95_ms: float
-    compressed_p95_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+@with_config(_STRICT)
+class LatencyRow(TypedDict):
+    """One batch size. Rows a second are the batch size / p50."""
+
+    original: Percentiles
+    compressed: Percentiles
     ratio: float  # median over pairs of compressed / original
-    interval: tuple[float, float]  # of the ratio
+    interval: tuple[float, float]  # of the ratio, at the level that `latency_how` names
     pairs: int
     calls_per_sample: tuple[int, int]  # a sample is the mean of so many calls: original, compressed
 
 
 @with_config(_STRICT)
 class LatencyHow(TypedDict):
-    """What the times mean."""
+    """What the times mean, and what they were measured on."""
 
     scope: str
     clock: str
+    device: str  # the processor's own name; times say nothing about any other
+    backend: str  # what ran the models, with its version
+    pinned: bool  # whether the thread was kept on one core
+    level: float  # of the intervals of ratios, a share: 0.99
 
 
 @with_config(_STRICT)
