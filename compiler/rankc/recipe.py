@@ -249,6 +249,9 @@ class PassSpec:
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+NOT_KEYS = ("folder", "file", "lines")  # fields of Recipe that no recipe says
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recipe:
     """One compilation from end to end."""
@@ -268,6 +271,9 @@ class Recipe:
     lower: tuple[Target, ...] = (Target("onnxruntime"),)
     seed: Annotated[int, Ge(0)] = 0  # of everything that draws random numbers
     folder: Path = Path()  # of the recipe file; not a key
+    file: Path = dataclasses.field(default=Path(), compare=False)  # that was read; not a key
+    # in which line of it each key stands, e.g. "gates[0]"; none of what --set says; not a key
+    lines: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if not _FILE_NAME.fullmatch(self.name):

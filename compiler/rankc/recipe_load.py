@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from rankc.errors import RecipeError
 from rankc.passbase import ExactPass, Pass
 from rankc.passes import EXACT_PASSES, PASSES
-from rankc.recipe import Gate, PassSpec, Recipe
+from rankc.recipe import NOT_KEYS, Gate, PassSpec, Recipe
 from rankc.recipe_yaml import Document, Steps, dotted, read
 
 PassTypes = Sequence[type[Any]]
@@ -71,7 +71,9 @@ def load_recipe(
     _raise_if(problems, document)
     loaded, problems = _validate(Recipe, data, ())
     _raise_if(problems, document)
-    recipe: Recipe = dataclasses.replace(loaded, passes=passes, folder=path.parent)
+    recipe: Recipe = dataclasses.replace(
+        loaded, passes=passes, folder=path.parent, file=path, lines=document.lines()
+    )
     _raise_if(list(_contradictions(recipe)), document)
     return recipe
 
@@ -103,7 +105,7 @@ def option_types(kind: type[Any]) -> dict[str, Any]:
     """The keys that a recipe may use for a dataclass, with their types."""
     hints = get_type_hints(kind, include_extras=True)
     names = [field.name for field in dataclasses.fields(kind) if field.init]
-    return {name: hints[name] for name in names if (kind, name) != (Recipe, "folder")}
+    return {name: hints[name] for name in names if kind is not Recipe or name not in NOT_KEYS}
 
 
 # --- checks ---------------------------------------------------------------------------------
@@ -306,8 +308,7 @@ def resolved(recipe: Recipe, *, pass_types: PassTypes = ALL_PASSES) -> str:
 
     Paths stay as written, relative to the recipe that was read.
     """
-    tree = dataclasses.asdict(recipe)
-    del tree["folder"]
+    tree = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in NOT_KEYS}
     if len(recipe.budget) == 1:
         (tree["budget"],) = tree["budget"]
     tree["passes"] = [

@@ -65,6 +65,12 @@ class Document:
                 return self.places[steps[:end]]
         return self.file
 
+    def lines(self) -> dict[str, int]:
+        """The line of every key, spelled as `dotted` does, that is still as in the file."""
+        start = f"{self.file}:"
+        found = {dotted(s): at.removeprefix(start) for s, at in self.places.items() if s}
+        return {key: int(line) for key, line in found.items() if line.isdecimal()}
+
     def set(self, option: str) -> None:
         """Apply `a.b.0.c=value`; a pass may be addressed by its name.
 

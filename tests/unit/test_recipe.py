@@ -104,6 +104,41 @@ def test_a_recipe_is_read(load: Load, tmp_path: Path) -> None:
     assert built(recipe) == [Fuse(), Shrink(targets=("mlp.*",), share=1.0)]
 
 
+def test_a_recipe_knows_its_file_and_the_line_of_every_key(load: Load, tmp_path: Path) -> None:
+    recipe = load()
+    assert recipe.file == tmp_path / "tiny.yaml"
+    lines = RECIPE.splitlines()
+    for key, word in {
+        "name": "tiny",
+        "data.validation.label": "label: y",
+        "passes[0]": "- fuse",
+        "passes[1].shrink": "- shrink",
+        "passes[1].shrink.targets[0]": "mlp",
+        "gates[0]": "auc",
+        "gates[1]": "metric: latency_ratio",
+        "gates[1].batch": "batch: 32",
+    }.items():
+        assert word in lines[recipe.lines[key] - 1]
+
+
+def test_what_set_says_has_no_line(load: Load) -> None:
+    overrides = ("budget.keep_ratio=0.2", "gates=[{metric: auc, goal: threshold, value: 0.5}]")
+    lines = load(RECIPE, *overrides).lines
+    assert "budget" in lines
+    assert "passes[1].shrink" in lines
+    assert [key for key in lines if key.startswith(("gates", "budget."))] == []
+
+
+def test_where_a_recipe_was_read_is_no_part_of_it(load: Load) -> None:
+    recipe = load()
+    again = load("# moved down by one\n" + RECIPE)
+    assert recipe.lines != again.lines
+    assert recipe == again
+    assert resolved(recipe, pass_types=TYPES) == resolved(again, pass_types=TYPES)
+    for key in ("file", "lines", "folder"):
+        assert f"{key}: unknown option" in complaint(load, f"{RECIPE}{key}: x\n")
+
+
 # Each: what is replaced, by what, where, and what the message says. The lines matter.
 MISTAKES = {
     "unknown key": ("model:", "modle:", 2, "modle: unknown option", "did you mean 'model'? recipe"),
@@ -298,7 +333,7 @@ def test_options_are_documented_from_comments() -> None:
 def test_schema_knows_the_passes_and_is_closed() -> None:
     schema = json.loads(schema_text(pass_types=TYPES))
     assert schema["additionalProperties"] is False
-    assert "folder" not in schema["properties"]
+    assert {"folder", "file", "lines"}.isdisjoint(schema["properties"])
     entries = schema["properties"]["passes"]["items"]["anyOf"]
     assert entries[0] == {"enum": ["fuse", "shrink"]}
     assert schema["$defs"]["Shrink"]["properties"]["targets"]["description"] == "which ones"

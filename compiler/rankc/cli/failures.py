@@ -30,6 +30,8 @@ def _explained(error: BaseException) -> tuple[Exit, str]:
         return Exit.INTERRUPTED, ""
     if isinstance(error, RankcError):
         return error.exit_code, str(error)
+    if type(error).__module__ == "rankrt.errors":  # importing it takes numpy, which may lack
+        return Exit(getattr(error, "exit_code", Exit.INTERNAL)), str(error)
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("rankc."):
         missing = f"the Python package for {error.name!r} is not installed"
         return MachineError.exit_code, f"{missing}: pip install 'rankc[compiler,cpu]'"

@@ -42,6 +42,40 @@ def add_recipe_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def add_bundle_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("bundle", type=Path, help="the folder that `rankc compile` wrote")
+    verb.add_argument(
+        "--recipe", metavar="RECIPE",
+        help="the recipe that it was compiled from (default: recipes/<name>.yaml, if there)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
+        help="override the recipe, as when it was compiled; may be repeated",
+    )  # fmt: skip
+    verb.add_argument("--quiet", action="store_true", help="print the last line only")
+    verb.add_argument(
+        "--trust-recipe-code", action="store_true", help="run Python code that the recipe names"
+    )
+
+
+def recipe_of(bundle: Path, options: argparse.Namespace) -> Recipe:
+    """The recipe file that a bundle's folder was compiled from, found and compared with it.
+
+    Raises:
+        RecipeError: it is not where `--recipe` or the bundle's name say, or makes another model.
+        rankrt.BundleError: the bundle has no recipe.
+    """
+    from rankc.recipe_bundle import find_recipe, load_of_bundle
+
+    asked = None if options.recipe is None else recipe_path(options.recipe)
+    path = find_recipe(bundle, asked)
+    recipe, differing = load_of_bundle(bundle, path, options.overrides)
+    if differing:
+        now = f"{', '.join(differing)} changed since {bundle} was compiled"
+        print(f"note: {now}; what {path} says now counts", file=sys.stderr)
+    return recipe
+
+
 def start(path: Path, options: argparse.Namespace) -> tuple[Recipe, Console]:
     from rankc.console import Console
     from rankc.recipe_load import load_recipe, version_of
