@@ -15,20 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rankc.errors import MachineError, RecipeError
-from rankc.report.inspect_html import (
-    BOTTOM,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    TOP,
-    WIDTH,
-    check_place,
-    figure,
-    page,
-    write_page,
-    x_of,
-    y_of,
-)
+from rankc.report.inspect_html import check_place, figure, page
+from rankc.report.page import write_page
+from rankc.report.spectrum import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, x_of, y_of
 from rankc.report.text import TIMES
 
 EVIL = "<script>alert(1)</script>&\"'\x01"
@@ -212,7 +201,7 @@ def test_the_scale_is_logarithmic_and_the_same_for_all() -> None:
 
 def test_the_same_inspection_gives_the_same_page(tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
-        write_page(inspection(site(EIGHT)), tmp_path / name)
+        write_page(page(inspection(site(EIGHT))), tmp_path / name)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
@@ -222,16 +211,16 @@ def test_a_page_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     broken = inspection(site(EIGHT))
     del broken["model"]
     with pytest.raises(jinja2.UndefinedError):
-        write_page(broken, path)
+        write_page(page(broken), path)
     assert path.read_text("utf-8") == "old"
-    write_page(inspection(site(EIGHT)), path)
+    write_page(page(inspection(site(EIGHT))), path)
     assert path.read_text("utf-8").startswith("<!DOCTYPE html>")
     assert os.listdir(tmp_path) == ["page.html"]
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match="cannot be written"):
-        write_page(inspection(), tmp_path / "none" / "page.html")
+        write_page(page(inspection()), tmp_path / "none" / "page.html")
     with pytest.raises(RecipeError, match="there is no folder"):
         check_place(tmp_path / "none" / "page.html")
     with pytest.raises(RecipeError, match="is a folder"):

@@ -59,9 +59,10 @@ def _inspect(options: argparse.Namespace) -> int:
         options.model, options.calibrate, progress=console, trust_code=options.trust_recipe_code
     )
     if options.html:
-        from rankc.report.inspect_html import write_page
+        from rankc.report.inspect_html import page
+        from rankc.report.page import write_page
 
-        write_page(found.to_dict(), options.html)
+        write_page(page(found.to_dict()), options.html)
     if options.json:
         print_json(found.to_dict())
         return Exit.OK

@@ -33,7 +33,8 @@ def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
     if metrics["layers"]:
         parts += ["## Layers timed", _timed(metrics["layers"])]
     parts += ["## Backends", _backends(metrics["backends"])]
-    parts += ["## How it was measured", _how(metrics), "## Environment", _environment(metrics)]
+    parts += ["## How it was measured", how_measured(metrics)]
+    parts += ["## Environment", _environment(metrics)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -66,7 +67,7 @@ def _before_after(metrics: Metrics) -> str:
 
 
 def _sites(plan: Plan) -> str:
-    summary = _plan_summary(plan)
+    summary = plan_summary(plan)
     if not plan["choices"]:
         return f"No site was rewritten. {summary}".rstrip()
     rows = [
@@ -85,7 +86,8 @@ def _sites(plan: Plan) -> str:
     return "\n\n".join(filter(None, [summary, text.markdown_table(head, rows), note]))
 
 
-def _plan_summary(plan: Plan) -> str:
+def plan_summary(plan: Plan) -> str:
+    """What was planned, in a sentence."""
     parts = []
     for limit in plan["limits"]:
         unit = limit["unit"]
@@ -145,7 +147,7 @@ def _backends(backends: Mapping[str, Backend]) -> str:
     if not backends:
         return "None."
     rows = [
-        [name, b["precision"], _state(b), _size(b), b.get("note", "")]
+        [name, b["precision"], state_of(b), _size(b), b.get("note", "")]
         for name, b in sorted(backends.items())
     ]
     return text.markdown_table(["backend", "precision", "state", "size", "note"], rows)
@@ -155,13 +157,15 @@ def _size(backend: Backend) -> str:
     return text.size(backend["size_bytes"]) if backend["built"] else text.DASH
 
 
-def _state(backend: Backend) -> str:
+def state_of(backend: Backend) -> str:
+    """How far it came."""
     if not backend["built"]:
         return "not built"
     return "built and run" if backend["ran"] else "built, not run"
 
 
-def _how(metrics: Metrics) -> str:
+def how_measured(metrics: Metrics) -> str:
+    """What the figures mean: a list, in Markdown."""
     lines = [f"- {metrics['rows']:,} validation rows; output compared: `{metrics['output']}`."]
     if not metrics["rows"]:
         lines = ["- No validation data: nothing that needs rows was measured."]
