@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from rankc.errors import DataError
 from rankc.validate.bootstrap import Statistic, mean_of
+from rankc.validate.estimates import Estimate
 from rankc.validate.metrics import CLIP, Floats, one_label_a_row
+from rankc.validate.proportions import compare_accuracies, share_estimate
 
 Classes = NDArray[np.int64]  # the class of each row, (rows,)
 
@@ -156,19 +158,23 @@ def _judged(log_p: Floats, log_q: Floats, weights: Floats | None, labels: Classe
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judgement:
-    """What metrics.json says of a classifier."""
+    """What metrics.json says of how well both models tell right from wrong."""
 
-    pairs: dict[str, tuple[float, float]]  # original, compressed
-    differences: dict[str, Statistic]  # of the bootstrap
-    unavailable: dict[str, str]  # metric: why
+    # original, compressed
+    pairs: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    # compressed - original and, but for distances, the compressed model's own: for the bootstrap
+    differences: dict[str, Statistic] = dataclasses.field(default_factory=dict)
+    values: dict[str, Statistic] = dataclasses.field(default_factory=dict)
+    # of metrics that have a closed form, in the place of those two
+    estimates: dict[str, Estimate] = dataclasses.field(default_factory=dict)
+    unavailable: dict[str, str] = dataclasses.field(default_factory=dict)  # metric: why
 
 
 def judge(answers: Answers, output: str) -> Judgement:
     """Top-1, top-5, logloss, agreement and divergence, or the reasons why there are none."""
-    found = Judgement({}, {}, {})
-    same = answers.same.astype(np.float64)
-    found.pairs["top1_agreement"] = (1.0, float(same.mean()))
-    found.differences["top1_agreement"] = mean_of(same - 1.0)
+    found = Judgement()
+    found.pairs["top1_agreement"] = (1.0, float(answers.same.mean()))
+    found.estimates["top1_agreement"] = share_estimate(answers.same)
     _add_ranks(found, answers)
     if answers.kl is None:
         why = f"of one model all rows of output '{output}' add up to one, of the other they do not"
@@ -193,11 +199,13 @@ def _add_ranks(found: Judgement, answers: Answers) -> None:
         elif top > 1 and answers.classes < _FEWEST_FOR_TOP5:
             found.unavailable[name] = f"it needs {_FEWEST_FOR_TOP5} classes or more"
         else:
-            before, after = (answers.ranks < top).astype(np.float64)
-            _add(found, name, before, after)
+            before, after = answers.ranks < top
+            found.pairs[name] = (float(before.mean()), float(after.mean()))
+            found.estimates[name] = compare_accuracies(before, after)
 
 
 def _add(found: Judgement, name: str, before: Floats, after: Floats) -> None:
     """The mean of a quantity of each row, (rows,), in both models."""
     found.pairs[name] = (float(before.mean()), float(after.mean()))
     found.differences[name] = mean_of(after - before)
+    found.values[name] = mean_of(after)

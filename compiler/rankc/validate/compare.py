@@ -14,8 +14,10 @@ from rankc.data import Array, Source
 from rankc.errors import RecipeError
 from rankc.progress import Stage
 from rankc.recipe import Recipe
-from rankc.validate.bootstrap import Interval, Statistic, auc_difference, intervals, mean_of
-from rankc.validate.classes import NO_LABELS, judge
+from rankc.validate.bootstrap import mean_of
+from rankc.validate.classes import NO_LABELS, Judgement, judge
+from rankc.validate.delong import compare_aucs
+from rankc.validate.estimates import Estimate, bootstrapped
 from rankc.validate.footprint import footprint
 from rankc.validate.gates import finish
 from rankc.validate.latency import CLOCK, LEVEL, SCOPE, batch_of, compare_latency
@@ -170,48 +172,61 @@ def _add_footprints(metrics: Metrics, original: Path, compressed: Path) -> None:
         metrics["metrics"][name] = _measured(getattr(before, name), getattr(after, name))
 
 
-def _measured(original: float, compressed: float, interval: Interval | None = None) -> Measured:
-    return Measured(
+def _measured(original: float, compressed: float, estimate: Estimate | None = None) -> Measured:
+    measured = Measured(
         original=original,
         compressed=compressed,
         difference=compressed - original,
-        interval=interval,
+        interval=None if estimate is None else estimate.interval,
     )
+    if estimate is None or estimate.interval is None:
+        return measured
+    measured["method"] = estimate.method
+    if estimate.value_interval is not None:
+        measured["value_interval"] = estimate.value_interval
+    if estimate.p_value is not None:
+        measured["p_value"] = estimate.p_value
+    return measured
 
 
 def _add_accuracy(metrics: Metrics, scored: Scored, seed: int, stage: Stage | None) -> None:
     metrics["rows"] = scored.rows
     metrics["output"] = scored.output
-    pairs, statistics = _judged(metrics, scored)
-    pairs["mean_abs_err"] = (0.0, float(scored.row_errors.mean()))
-    statistics["mean_abs_err"] = mean_of(scored.row_errors)
-    pairs["max_abs_err"] = (0.0, scored.distance.max_abs_err)
-    pairs["cosine"] = (1.0, scored.distance.cosine)
+    found = _judged(metrics, scored)
+    metrics["unavailable"].update(found.unavailable)
+    found.pairs["mean_abs_err"] = (0.0, float(scored.row_errors.mean()))
+    found.differences["mean_abs_err"] = mean_of(scored.row_errors)
+    found.pairs["max_abs_err"] = (0.0, scored.distance.max_abs_err)
+    found.pairs["cosine"] = (1.0, scored.distance.cosine)
 
     def tick(done: int) -> None:
         _advance(stage, _SCORED, _BOOTSTRAP, done / _RESAMPLES)
 
-    found = intervals(statistics, scored.rows, resamples=_RESAMPLES, seed=seed, tick=tick)
-    for name, (original, compressed) in pairs.items():
-        metrics["metrics"][name] = _measured(original, compressed, found.get(name))
+    estimates = found.estimates | bootstrapped(
+        found.pairs,
+        found.differences,
+        found.values,
+        scored.rows,
+        resamples=_RESAMPLES,
+        seed=seed,
+        tick=tick,
+    )
+    for name, (original, compressed) in found.pairs.items():
+        metrics["metrics"][name] = _measured(original, compressed, estimates.get(name))
 
 
-_Judged = tuple[dict[str, tuple[float, float]], dict[str, Statistic]]
-
-
-def _judged(metrics: Metrics, scored: Scored) -> _Judged:
+def _judged(metrics: Metrics, scored: Scored) -> Judgement:
     """Values and difference statistics of what tells right from wrong."""
     if scored.answers is None:
-        return _judged_by_labels(metrics, scored)
-    found = judge(scored.answers, scored.output)
+        return _judged_by_labels(scored)
     wide = f"output '{scored.output}' has more than one number a row"
     metrics["unavailable"]["auc"] = NO_LABELS if scored.answers.ranks is None else wide
-    metrics["unavailable"].update(found.unavailable)
-    return found.pairs, found.differences
+    return judge(scored.answers, scored.output)
 
 
-def _judged_by_labels(metrics: Metrics, scored: Scored) -> _Judged:
+def _judged_by_labels(scored: Scored) -> Judgement:
     """The same of auc and logloss, or the reason why there are none."""
+    found = Judgement()
     labels, x, y = scored.labels, scored.original, scored.compressed
     if labels is None or x is None or y is None:
         why = (
@@ -219,18 +234,19 @@ def _judged_by_labels(metrics: Metrics, scored: Scored) -> _Judged:
             if labels is None
             else f"output '{scored.output}' has more than one number a row"
         )
-        metrics["unavailable"].update(auc=why, logloss=why)
-        return {}, {}
-    pairs = {"auc": (auc(labels, x), auc(labels, y))}
-    statistics = {"auc": auc_difference(labels, x, y)}
+        found.unavailable.update(auc=why, logloss=why)
+        return found
+    found.pairs["auc"] = (auc(labels, x), auc(labels, y))
+    found.estimates["auc"] = compare_aucs(labels, x, y)
     if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) > 1:
         why = f"output '{scored.output}' leaves [0, 1], so it is no probability"
-        metrics["unavailable"]["logloss"] = why
-        return pairs, statistics
+        found.unavailable["logloss"] = why
+        return found
     before, after = log_losses(labels, x), log_losses(labels, y)
-    pairs["logloss"] = (float(before.mean()), float(after.mean()))
-    statistics["logloss"] = mean_of(after - before)
-    return pairs, statistics
+    found.pairs["logloss"] = (float(before.mean()), float(after.mean()))
+    found.differences["logloss"] = mean_of(after - before)
+    found.values["logloss"] = mean_of(after)
+    return found
 
 
 def _add_latency(
