@@ -20,6 +20,7 @@ from rankc.errors import ModelError
 from rankc.graph import matches
 from rankc.intake import Intake, ask_original, stamp
 from rankc.kl_curves import measured
+from rankc.layer_facts import Layer, layers_of
 from rankc.passbase import ExactPass, Pass
 from rankc.passes.gather_fusion import ID_RANGES
 from rankc.planning import Amounts, Plan
@@ -57,6 +58,7 @@ class Compressed:
     plan: Plan
     model: ir.Model
     timed: Sequence[Timed]  # rewrites that were timed; empty where the recipe wants none
+    layers: Sequence[Layer]  # of every site what it could have become, and what it became
 
 
 def compress(job: Job, tell: Progress) -> Compressed:
@@ -79,7 +81,7 @@ def _compress_alone(job: Job, tell: Progress) -> Compressed:
     plan, finished, timed = _plan(job, draft, tell)
     if job.recipe.refit is not None and plan.choices:
         finished = finish(_refit(job, model, sites, known, plan, tell), job.exact)
-    return Compressed(plan, finished, timed)
+    return Compressed(plan, finished, timed, layers_of(draft, plan))
 
 
 def _draft(job: Job, model: ir.Model, sites: Sites, known: Calibration) -> Draft:

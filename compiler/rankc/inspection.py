@@ -12,7 +12,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,8 +22,9 @@ from rankc.calibrate import calibrate
 from rankc.cleanup import clean
 from rankc.data import Source, open_source
 from rankc.errors import DataError
-from rankc.graph import initializer_bytes, node_named, parameters, value_named
+from rankc.graph import initializer_bytes, parameters
 from rankc.intake import Intake, load, open_original
+from rankc.layer_facts import every_rank, operator_of
 from rankc.passbase import Moments, Pass, Probe, Site, SiteStats, Skip
 from rankc.passes import EXACT_PASSES, PASSES
 from rankc.progress import Progress, SilentProgress
@@ -212,8 +213,8 @@ def _views(
 
 def _view(model: ir.Model, site: Site, pass_: Pass, stats: SiteStats, macs: int | None) -> SiteView:
     solution, dense = pass_.solve(model, site, stats), pass_.dense(model, site)
-    every = _every_rank(pass_).cost(site, solution)
-    operator, weight_shape = _what(model, site)
+    every = every_rank(pass_).cost(site, solution)
+    operator, weight_shape = operator_of(model, site.name)
     return SiteView(
         pass_name=site.pass_name,
         name=site.name,
@@ -230,15 +231,6 @@ def _view(model: ir.Model, site: Site, pass_: Pass, stats: SiteStats, macs: int 
     )
 
 
-def _every_rank(pass_: Pass) -> Pass:
-    """The pass with a curve of all ranks, where it would leave some out for speed."""
-    assert dataclasses.is_dataclass(pass_) and not isinstance(pass_, type)
-    if not any(field.name == "round_to" for field in dataclasses.fields(pass_)):
-        return pass_
-    finer: Any = pass_  # the protocol does not know of the option
-    return cast(Pass, dataclasses.replace(finer, round_to=1))
-
-
 def plain_stats(site: Site, probe: Probe) -> SiteStats:
     """What stands in for calibration: white inputs, every row of a table read once."""
     if probe.indices:
@@ -247,18 +239,6 @@ def plain_stats(site: Site, probe: Probe) -> SiteStats:
     groups = () if probe.window is None else (probe.window.groups,)
     second = np.broadcast_to(np.eye(n), (*groups, n, n))
     return SiteStats(inputs=Moments(1, np.zeros((*groups, n)), second))
-
-
-def _what(model: ir.Model, site: Site) -> tuple[str, tuple[int, ...]]:
-    """The operator of a site, and the shape of its weight as it is stored."""
-    try:
-        node = node_named(model, site.name)
-        weight = node.inputs[1]
-    except KeyError:
-        weight = value_named(model, site.name)
-        node, _ = next(iter(weight.uses()))
-    assert weight is not None and weight.shape is not None, site.name
-    return node.op_type, tuple(int(d) for d in weight.shape.numpy())
 
 
 def _spec(value: ir.Value) -> str:

@@ -16,6 +16,7 @@ from rankc.data import InRange, open_source
 from rankc.errors import Exit, RecipeError
 from rankc.graph import has_fixed_batch
 from rankc.intake import load, open_original
+from rankc.layer_facts import layers_json
 from rankc.lowering import EngineResult, lower
 from rankc.lowering.result import tolerance
 from rankc.packing import staging, write_golden, write_manifest
@@ -139,6 +140,8 @@ def _write_model(found: Compressed, folder: Path) -> Path:
     path = folder / "model.onnx"
     save(found.model, path)
     (folder / "plan.json").write_text(found.plan.to_json(), encoding="utf-8", newline="\n")
+    layers = layers_json(found.layers)
+    (folder / "layers.json").write_text(layers, encoding="utf-8", newline="\n")
     return path
 
 

@@ -99,7 +99,7 @@ def candidates(model: ir.Model, sites: Sites, solutions: Solutions) -> list[Cand
     ]
 
 
-def _reread(draft: Draft, plan: Plan) -> list[Candidate]:
+def reread(draft: Draft, plan: Plan) -> list[Candidate]:
     """The same offers, but what is folded is folded into the layers as this plan leaves them."""
     folding = {o.site.name for o in draft.offers if o.read_by is not None}
     layers = tuple(c for c in plan.choices if c.site not in folding)
@@ -164,7 +164,7 @@ def fit(
         plan, weight, _ = search.attempt(offers, fixed)
         if search.settled(plan, weight):
             return search.result()
-        offers = _reread(draft, plan)
+        offers = reread(draft, plan)
         learnt: dict[Unit, float] = {
             u: weight[u] - sum(_cost_of(o, plan, u) for o in offers) for u in limits
         }

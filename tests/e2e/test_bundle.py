@@ -28,6 +28,7 @@ FILES = (
     "recipe.lock.json",
     "report.md",
     "junit.xml",
+    "layers.json",
 )
 DAMAGED = 3  # exit code of rankrt
 

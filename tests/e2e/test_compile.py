@@ -25,6 +25,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 BUNDLE = {
     "golden.npz",
     "junit.xml",
+    "layers.json",
     "manifest.json",
     "metrics.json",
     "model.onnx",
