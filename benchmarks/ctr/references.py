@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
-from rankc.validate.metrics import auc, binary_labels, log_losses
+from rankc.validate.metrics import log_losses
 from rankrt.session import open_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,5 +128,8 @@ class Zoo:
             for batch in rows.batches(BATCH)
         ]
         p = np.concatenate(parts).reshape(-1).astype(np.float64)
-        labels = binary_labels(rows.label, "label")
-        return {"auc": auc(labels, p), "logloss": float(log_losses(labels, p).mean())}
+        labels = rows.label.reshape(-1) == 1
+        return {
+            "auc": float(roc_auc_score(labels, p)),
+            "logloss": float(log_losses(labels, p).mean()),
+        }

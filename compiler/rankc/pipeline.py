@@ -30,6 +30,7 @@ from rankc.reverting import Timed
 from rankc.serialize import save
 from rankc.timing import open_times
 from rankc.validate import check_gates_possible, exit_code, validate
+from rankc.validate.own import Own, open_metrics
 from rankc.validate.schema import Metrics, TimedLayer
 from rankrt.manifest import Engine, Golden
 from rankrt.session import Array, open_model
@@ -81,13 +82,14 @@ def compile_recipe(
     if dry_run:
         plan = plan_recipe(recipe, progress=tell, trust_code=trust_code)
         return Result(Exit.OK, "", None, plan, out, time.monotonic() - started)
+    own = open_metrics(recipe, trust_code=trust_code)
     with staging(out) as folder:
         job = _take_in(recipe, tell, trust_code)
         found = compress(job, tell)
         job = _in_range(job, found.model)
         path = _write_model(found, folder)
         engines = _lower(job, path, folder, tell)
-        metrics = _validate(job, path, engines, found.timed, tell)
+        metrics = _validate(job, own, path, engines, found.timed, tell)
         _pack(job, found, engines, metrics, folder)
     code, summary = _verdict(metrics, engines)
     return Result(code, summary, metrics, found.plan, out, time.monotonic() - started)
@@ -165,13 +167,14 @@ def _golden_inputs(job: Job) -> dict[str, Array]:
 
 def _validate(
     job: Job,
+    own: Sequence[Own],
     compressed: Path,
     engines: dict[str, EngineResult],
     timed: Sequence[Timed],
     tell: Progress,
 ) -> Metrics:
     with tell.stage("validate") as stage:
-        metrics = validate(job.taken.path, compressed, job.validation, job.recipe, stage)
+        metrics = validate(job.taken.path, compressed, job.validation, job.recipe, stage, own)
     for name, engine in engines.items():
         metrics["backends"][name] = {
             "built": engine.built,

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BeforeValidator, WithJsonSchema
@@ -21,14 +21,23 @@ Goal = Literal[
 ]
 Metric = Literal[
     "auc",
+    "grouped_auc",
     "logloss",
+    "ece",
     "accuracy_top1",
     "accuracy_top5",
+    "perplexity",
+    "mean_iou",
+    "pearson",
+    "spearman",
+    "mse",
     "top1_agreement",
     "kl_div",
     "max_abs_err",
     "mean_abs_err",
     "cosine",
+    "sqnr_db",
+    "psnr",
     "size_bytes",
     "params",
     "macs",
@@ -40,6 +49,14 @@ Metric = Literal[
     "latency_ms",
     "latency_ratio",
 ]
+
+METRICS: tuple[str, ...] = get_args(Metric)
+LABELLED = frozenset(  # need data.validation.label
+    {
+        *("auc", "grouped_auc", "logloss", "ece", "accuracy_top1", "accuracy_top5"),
+        *("perplexity", "mean_iou", "mse"),
+    }
+)
 
 Sensitivity = Literal["gradient", "fisher", "perturbation", "kl"]  # what a loss is measured by
 Unit = Literal["bytes", "parameters", "macs", "ms"]  # what a budget counts
@@ -86,6 +103,9 @@ class DataSpec:
     # array or column with the target; of images `folder`: each class has a sub-folder; validation
     # only
     label: str | None = None
+    # array or column by whose values rows are grouped, for grouped_auc: numbers, or in .npz, .npy,
+    # .csv and .parquet text; validation only
+    group: str | None = None
     image: Images | None = None  # for a folder of images, and needed there
 
 
@@ -183,7 +203,7 @@ class Refit:
 class Gate:
     """One promise, checked on the finished model. `metric` names a row of metrics.json."""
 
-    metric: Metric  # what is measured
+    metric: Metric | str  # what is measured; text: a name out of `metrics`
     goal: Goal  # how `value` is meant
     value: float  # in the metric's unit, or in percent of the original's
     batch: Count | None = None  # latency gates: at which of latency.batch_sizes
@@ -246,6 +266,23 @@ class PassSpec:
     options: Mapping[str, Any]  # as written; checked against the pass's own fields
 
 
+_CODE = re.compile(r".+\.py:[A-Za-z_]\w*")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OwnMetric:
+    """A metric of your own: Python code, which runs only with --trust-recipe-code."""
+
+    # `scoring.py:function`, the file relative to the recipe; called with labels and outputs of some
+    # rows, it returns one number a row, whose mean is the metric
+    code: str
+    better: Literal["higher", "lower"]  # which way is better
+
+    def __post_init__(self) -> None:
+        if not _CODE.fullmatch(self.code):
+            raise ValueError(f"code is written like 'scoring.py:function', not {self.code!r}")
+
+
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -266,6 +303,9 @@ class Recipe:
     planning: Planning = Planning()
     timing: Timing = Timing()
     refit: Refit | None = None  # `{}` for the defaults; left out, layers are factored on their own
+    # metrics of your own by name, which gates may name: `my_score: {code: "scoring.py:score",
+    # better: higher}`
+    metrics: Mapping[str, OwnMetric] = dataclasses.field(default_factory=dict)
     gates: tuple[Gate, ...] = ()  # the exit code tells whether they hold
     latency: Latency = Latency()
     lower: tuple[Target, ...] = (Target("onnxruntime"),)

@@ -11,7 +11,7 @@ import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -20,13 +20,14 @@ from pydantic_core import ErrorDetails
 from rankc.errors import RecipeError
 from rankc.passbase import ExactPass, Pass
 from rankc.passes import EXACT_PASSES, PASSES
-from rankc.recipe import NOT_KEYS, Gate, PassSpec, Recipe
+from rankc.recipe import LABELLED, METRICS, NOT_KEYS, Gate, PassSpec, Recipe
 from rankc.recipe_yaml import Document, Steps, dotted, read
 
 PassTypes = Sequence[type[Any]]
 ALL_PASSES: PassTypes = (*EXACT_PASSES, *PASSES)
 LOCKED = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxruntime-gpu", "pillow")
 
+_OWN_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -179,7 +180,10 @@ def _unknown_keys(value: Any, kind: type[Any], steps: Steps) -> Iterator[_Proble
                 (*steps, key), "unknown option", _choices(key, known, f"{owner} takes: ")
             )
         elif nested := _dataclass_in(known[key]):
-            yield from _unknown_keys(below, nested, (*steps, key))
+            names = get_origin(known[key]) is Mapping and isinstance(below, dict)
+            for at, entry in below.items() if names else [(None, below)]:
+                inner = (*steps, key) if at is None else (*steps, key, str(at))
+                yield from _unknown_keys(entry, nested, inner)
 
 
 def _dataclass_in(hint: Any) -> type[Any] | None:
@@ -235,8 +239,16 @@ def _as_written(steps: Steps, value: Any) -> Iterator[str | int]:
 
 def _contradictions(recipe: Recipe) -> Iterator[_Problem]:
     """Parts that are right by themselves and wrong together."""
+    for name in recipe.metrics:
+        if not _OWN_NAME.fullmatch(name) or name in METRICS:
+            why = "is a metric already" if name in METRICS else "must be lower case letters and _"
+            yield _Problem(("metrics", name), f"the name {name!r} {why}", "choose another name")
+    known = (*METRICS, *recipe.metrics)
     for index, gate in enumerate(recipe.gates):
-        if problem := _undecidable(gate, recipe):
+        if gate.metric not in known:
+            hint = _choices(gate.metric, known, "one of: ")
+            yield _Problem(("gates", index, "metric"), f"unknown value {_show(gate.metric)}", hint)
+        elif problem := _undecidable(gate, recipe):
             yield _Problem(("gates", index), *problem)
     for key, names in (
         ("lower", [target.name for target in recipe.lower]),
@@ -255,9 +267,10 @@ def _undecidable(gate: Gate, recipe: Recipe) -> tuple[str, str] | None:
     )
     if validation is None and not counted:
         return f"{gate.metric} needs validation data", "add data.validation"
-    labelled = gate.metric in ("auc", "logloss", "accuracy_top1", "accuracy_top5")
-    if labelled and validation is not None and validation.label is None:
+    if validation is not None and gate.metric in LABELLED and validation.label is None:
         return f"{gate.metric} needs labels", "name their array or column: data.validation.label"
+    if validation is not None and gate.metric == "grouped_auc" and validation.group is None:
+        return f"{gate.metric} needs groups", "name their array or column: data.validation.group"
     timed = gate.metric in ("latency_ms", "latency_ratio")
     if timed and gate.batch not in sizes:
         asked = (

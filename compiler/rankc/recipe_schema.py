@@ -21,6 +21,7 @@ from rankc.recipe import (
     Gate,
     Images,
     Latency,
+    OwnMetric,
     Planning,
     Profile,
     Recipe,
@@ -31,8 +32,8 @@ from rankc.recipe import (
 from rankc.recipe_load import ALL_PASSES, PassTypes, option_types
 
 _SECTIONS = (
-    Recipe, Data, DataSpec, Images, Budget, Planning, Timing, Refit, Gate, Latency, Target,
-    Profile
+    Recipe, Data, DataSpec, Images, Budget, Planning, Timing, Refit, OwnMetric, Gate, Latency,
+    Target, Profile
 )  # fmt: skip
 
 
@@ -208,6 +209,7 @@ def _heading(kind: type[Any]) -> str:
         Planning: "`planning`",
         Timing: "`timing`",
         Refit: "`refit`",
+        OwnMetric: "`metrics.<name>`",
         Gate: "`gates[]`",
         Latency: "`latency`",
         Target: "`lower[]`",

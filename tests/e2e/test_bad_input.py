@@ -362,7 +362,7 @@ LABELS: list[tuple[str, Callable[[Path], object], tuple[str, ...]]] = [
     ("three", put("label", 3, 2), ("neither 0 nor 1 (the first is 2.0)",)),
     ("signs", swap("label", lambda a: 2 * a - 1), ("neither 0 nor 1 (the first is -1.0)",)),
     ("nan", put("label", 3, np.nan), ("label, row 3: nan",)),
-    ("text", swap("label", lambda a: a.astype(str)), ("label", "must hold one number a row")),
+    ("text", swap("label", lambda a: a.astype(str)), ("label", "must hold numbers")),
     ("two", swap("label", lambda a: np.stack([a, a], axis=1)), ("shape (256, 2)", "one number")),
 ]
 

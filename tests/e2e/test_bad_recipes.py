@@ -94,7 +94,7 @@ MISTAKES: list[tuple[str, Callable[[Tree], object], str | None, tuple[str, ...]]
         "unknown metric",
         lambda t: t.update(gates=[gate("acc")]),
         "- metric: acc",
-        ("did you mean 'auc'? one of: auc, logloss",),
+        ("did you mean 'auc'? one of: auc, grouped_auc",),
     ),
     (
         "ratio that degrades",

@@ -362,12 +362,15 @@ def test_models_that_rows_cannot_be_fed_to(
         opened(tmp_path, "rows.npz", spec)
 
 
-def test_labels_must_be_one_number_a_row(tmp_path: Path) -> None:
+def test_labels_are_one_number_a_row_or_one_a_place(tmp_path: Path) -> None:
     write_npz(tmp_path, rows() | {"y": np.zeros((10, 1)), "z": np.zeros((10, 2))})
+    (wide,) = opened(tmp_path, "rows.npz", label="z").batches()
+    assert wide.labels is not None and wide.labels.shape == (10, 2)
     (batch,) = opened(tmp_path, "rows.npz", label="y").batches()
     assert batch.labels is not None and batch.labels.shape == (10,)
-    with pytest.raises(DataError, match=r"label z.*one number a row"):
-        joined(opened(tmp_path, "rows.npz", label="z"))
+    write_npz(tmp_path, rows() | {"y": np.full(10, "a")})
+    with pytest.raises(DataError, match=r"label y is <U1 .* it must hold numbers: write classes"):
+        joined(opened(tmp_path, "rows.npz", label="y"))
 
 
 @pytest.mark.parametrize(

@@ -222,10 +222,11 @@ UNKNOWN: Any = "acu"  # a recipe made in Python is checked by no parser
 @pytest.mark.parametrize(
     ("gate", "validation", "message"),
     [
-        (Gate(UNKNOWN, "threshold", 1), LABELLED, "unknown metric 'acu'; known: auc, logloss"),
+        (Gate(UNKNOWN, "threshold", 1), LABELLED, "unknown metric 'acu'; known: auc, grouped_auc"),
         (Gate("auc", "threshold", 1), None, "needs validation data; add data.validation"),
         (Gate("auc", "threshold", 1), DataSpec("rows.npz"), "data.validation.label"),
         (Gate("accuracy_top1", "threshold", 1), DataSpec("rows.npz"), "data.validation.label"),
+        (Gate("grouped_auc", "threshold", 1), LABELLED, "needs groups.*data.validation.group"),
         (Gate("kl_div", "threshold", 1), None, "needs validation data; add data.validation"),
         (Gate("latency_ms", "threshold", 1), LABELLED, r"\(1, 32\); none is given"),
         (Gate("latency_ms", "threshold", 1, batch=7), LABELLED, "7 is not measured"),
@@ -257,7 +258,8 @@ def test_possible_gates_pass_the_check() -> None:
         Gate(name, "threshold", 1.0, batch=32 if QUANTITIES[name].per_batch else None)
         for name in names
     ]
-    check_gates_possible(recipe(*gates, validation=LABELLED))
+    grouped = DataSpec("rows.npz", label="y", group="user")
+    check_gates_possible(recipe(*gates, validation=grouped))
     without = [gate for gate in gates if not QUANTITIES[gate.metric].needs]
     check_gates_possible(recipe(*without))
     check_gates_possible(dataclasses.replace(recipe(), gates=()))

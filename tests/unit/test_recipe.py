@@ -169,7 +169,7 @@ MISTAKES = {
     "an unknown strategy": ("gates:", "planning: {strategy: best}\ngates:", 13, "planning.strategy: unknown value", "one of: optimal, greedy, uniform"),
     "no rank between floor and cap": ("gates:", "planning: {floor: 0.6, cap: 0.5}\ngates:", 13, "planning: floor 0.6 is above cap 0.5", ""),
     "no budget": ("keep_ratio: 0.1", "unit: bytes", 11, "budget: give exactly one of", "neither"),
-    "unknown metric": ("metric: auc", "metric: acu", 14, "gates[0].metric: unknown value", "did you mean 'auc'? one of: auc, logloss"),
+    "unknown metric": ("metric: auc", "metric: acu", 14, "gates[0].metric: unknown value", "did you mean 'auc'? one of: auc, grouped_auc"),
     "unknown goal": ("max-degradation", "max-degradion", 14, "gates[0].goal: unknown value", "did you mean 'max-degradation'?"),
     "a gate without value": (", value: 1e-3", "", 14, "gates[0].value: required, and not given", ""),
     "a gate on a batch not measured": ("batch: 32", "batch: 33", 15, "gates[1]: batch 33 is not measured", "latency.batch_sizes: 1, 32, 256"),

@@ -108,7 +108,8 @@ def test_logits_have_an_auc_and_no_logloss(tmp_path: Path) -> None:
     (path,) = saved(tmp_path, model=classifier(W, logit=True))
     found = validate(path, path, source(), recipe())
     assert "auc" in found["metrics"]
-    assert found["unavailable"] == {"logloss": "output 'p' leaves [0, 1], so it is no probability"}
+    why = "output 'p' leaves [0, 1], so it is no probability"
+    assert found["unavailable"] == {"logloss": why, "ece": why}
 
 
 def test_without_rows_only_what_needs_none(tmp_path: Path) -> None:
@@ -218,7 +219,9 @@ def test_classifiers_without_labels(tmp_path: Path) -> None:
     found = validate(path, path, source(None), recipe(label=None))
     assert found["metrics"]["top1_agreement"]["compressed"] == 1.0
     assert found["metrics"]["kl_div"]["compressed"] == 0.0
-    assert set(found["unavailable"]) == {"auc", "logloss", "accuracy_top1", "accuracy_top5"}
+    assert set(found["unavailable"]) == {
+        *("auc", "logloss", "ece", "accuracy_top1", "accuracy_top5")
+    }
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def open_source(
         RecipeError: the recipe names Python code and `trust_code` is False.
         MachineError: .parquet without pyarrow, images without Pillow.
     """
-    wanted = Wanted(tuple(inputs), spec.label, spec.batch_size)
+    wanted = Wanted(tuple(inputs), spec.label, spec.batch_size, spec.group)
     path = folder / spec.path
     if spec.image is not None and not path.exists():
         raise DataError(

@@ -159,6 +159,11 @@ class ImageFolder(Source):
             raise DataError(
                 f"{path}: there are no images in it or below; read are {', '.join(SUFFIXES)}"
             )
+        if wanted.group is not None:
+            raise DataError(
+                f"{path}: group {wanted.group!r}: images have no columns; leave data.*.group out, "
+                "or use .npz or .npy files"
+            )
         self._files = _spread(found, limit)
         self.rows = len(self._files)
         self._classes = None if wanted.label is None else self._class_of(wanted.label)

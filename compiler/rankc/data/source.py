@@ -25,7 +25,8 @@ class Batch:
     """Some rows: what the model takes and, where asked for, the targets."""
 
     feeds: dict[str, Array]  # by input name; dtype and shape are the input's
-    labels: Array | None  # (rows,), any real dtype
+    labels: Array | None  # (rows,), or (rows, ...) with a label at each of many places; real
+    groups: Array | None = None  # (rows,), numbers or text
 
     @property
     def rows(self) -> int:
@@ -39,6 +40,7 @@ class Wanted:
     inputs: tuple[TensorSpec, ...]
     label: str | None
     batch_size: int
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -51,8 +53,8 @@ class Wanted:
 
     @property
     def names(self) -> tuple[str, ...]:
-        names = tuple(spec.name for spec in self.inputs)
-        return names if self.label is None else (*names, self.label)
+        names = (*(spec.name for spec in self.inputs), self.label, self.group)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 class Source(ABC):
@@ -164,10 +166,12 @@ def checked(
             feeds = {
                 spec.name: fit(where, spec, raw[spec.name][:rows], start) for spec in wanted.inputs
             }
-            labels = None
+            labels = groups = None
             if wanted.label is not None:
                 labels = _fit_labels(where, wanted.label, raw[wanted.label][:rows], start)
-            yield Batch(feeds, labels)
+            if wanted.group is not None:
+                groups = _fit_groups(where, wanted.group, raw[wanted.group][:rows], start)
+            yield Batch(feeds, labels, groups)
         start += rows
         if start == limit:
             return
@@ -262,11 +266,24 @@ def _refuse_changed(where: object, spec: TensorSpec, array: Array, cast: Array, 
 
 
 def _fit_labels(where: object, name: str, array: Array, start: int) -> Array:
-    if array.dtype.kind not in "fiub" or array.size != len(array):
+    """(rows,) where there is one number a row, else (rows, ...)."""
+    if array.dtype.kind not in "fiub":
         raise DataError(
-            f"{where}: label {name} is {array.dtype} of shape {array.shape}; "
-            "it must hold one number a row"
+            f"{where}: label {name} is {array.dtype} of shape {array.shape}; it must hold numbers: "
+            "write classes as whole numbers from 0"
         )
     if array.dtype.kind == "f":
         _refuse_not_finite(where, f"label {name}", array, start)
+    return array.reshape(len(array)) if array.size == len(array) else array
+
+
+def _fit_groups(where: object, name: str, array: Array, start: int) -> Array:
+    """(rows,)."""
+    if array.dtype.kind not in "fiubU" or array.size != len(array):
+        raise DataError(
+            f"{where}: group {name} is {array.dtype} of shape {array.shape}; it must hold one "
+            "number or text a row"
+        )
+    if array.dtype.kind == "f":
+        _refuse_not_finite(where, f"group {name}", array, start)
     return array.reshape(len(array))

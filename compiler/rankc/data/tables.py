@@ -72,6 +72,9 @@ class _Table(Source):
         if self._wanted.label is not None:
             require(self.path, [self._wanted.label], present, "column")
             self._columns[self._wanted.label] = (self._wanted.label,)
+        if (group := self._wanted.group) is not None:
+            require(self.path, [group], present, "column")
+            self._columns.setdefault(group, (group,))
 
     def _joined(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         """Columns put together to inputs, (rows,) or (rows, k)."""
@@ -105,6 +108,12 @@ class CsvFile(_Table):
             raise DataError(f"{self.path}: there are no rows in it")
         floats = {spec.name for spec in self._wanted.inputs if np.dtype(spec.dtype).kind == "f"}
         self._floats = {*floats, self._wanted.label}
+        self._first: dict[
+            str, str
+        ] = {}  # whose values a column has; a group's that is also another's are that's
+        for name, parts in self._columns.items():
+            for part in parts:
+                self._first.setdefault(part, name)
 
     def _lines(self) -> Iterator[list[str]]:
         try:
@@ -126,9 +135,10 @@ class CsvFile(_Table):
             text = dict(zip(self._header, zip(*block, strict=True), strict=True))
             yield self._joined(
                 {
-                    part: self._numbers(part, text[part], name in self._floats, start)
-                    for name, parts in self._columns.items()
-                    for part in parts
+                    part: np.array(text[part])
+                    if name == self._wanted.group
+                    else self._numbers(part, text[part], name in self._floats, start)
+                    for part, name in self._first.items()
                 }
             )
             start += len(block)
@@ -195,7 +205,7 @@ class ParquetFile(_Table):
             raise DataError(f"{self.path}: {name}, row {row}: no value")
         if not _is_list(self._arrow, column.type):
             array: Array = np.asarray(column.to_numpy(zero_copy_only=False))
-            return array
+            return array.astype(str) if self._arrow.types.is_string(column.type) else array
         lengths = sorted(self._compute.unique(self._compute.list_value_length(column)).to_pylist())
         if len(lengths) > 1:
             raise DataError(f"{self.path}: {name}: lists of different lengths {lengths[:5]}")

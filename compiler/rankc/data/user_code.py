@@ -23,7 +23,7 @@ class UserCode(Source):
         self.path, self.rows = path, None
         self._where = f"{path}:{function}"
         self._wanted, self._limit = wanted, limit
-        self._function = _load(path, function)
+        self._function = load_function(path, function)
 
     def batches(self) -> Iterator[Batch]:
         return checked(self._where, self._wanted, self._blocks(), self._limit)
@@ -55,7 +55,12 @@ class UserCode(Source):
             raise DataError(f"{self._where} raised {type(error).__name__}: {error}") from error
 
 
-def _load(path: Path, function: str) -> Callable[[], Iterator[Any]]:
+def load_function(path: Path, function: str) -> Callable[..., Any]:
+    """A function of a Python file; running the file is what gives it.
+
+    Raises:
+        DataError: There is no such file or function, or the file fails.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     spec = importlib.util.spec_from_file_location(f"rankc_user_{path.stem}", path)

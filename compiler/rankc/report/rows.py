@@ -15,19 +15,33 @@ _LABELS = {
     "macs": "MACs a row",
     "nodes": "nodes",
     "auc": "auc",
+    "grouped_auc": "auc within groups",
     "accuracy_top1": "top-1",
     "accuracy_top5": "top-5",
+    "mean_iou": "mean IoU",
     "logloss": "logloss",
+    "perplexity": "perplexity",
+    "ece": "calibration error",
+    "mse": "squared error",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
     "top1_agreement": "same top-1",
     "kl_div": "KL divergence",
     "mean_abs_err": "mean |error|",
     "max_abs_err": "max |error|",
     "cosine": "cosine",
+    "sqnr_db": "SQNR",
+    "psnr": "PSNR",
 }
+_VALUES = frozenset({"auc", "grouped_auc", "logloss", "ece", "pearson", "spearman"})  # 5 digits
+_OF_BOTH = frozenset({"perplexity", "mse"})  # any size
 _ALWAYS = frozenset(
-    {"size_bytes", "auc", "accuracy_top1", "logloss", "top1_agreement", "peak_memory_bytes"}
+    {
+        *("size_bytes", "auc", "accuracy_top1", "logloss", "top1_agreement", "peak_memory_bytes"),
+        *("perplexity", "mean_iou", "mse"),
+    }
 )
-_BY_LABELS = frozenset({"auc", "accuracy_top1"})
+_BY_LABELS = frozenset({"auc", "accuracy_top1", "mse"})
 _WITHOUT_LABELS = frozenset({"mean_abs_err", "max_abs_err", "kl_div"})  # shown for want of those
 _GATED_BY = {"size_ratio": "size_bytes", "params_ratio": "params", "macs_ratio": "macs"}
 
@@ -49,7 +63,8 @@ class Row:
 def table_rows(metrics: Metrics) -> list[Row]:
     """Every measured quantity, in the order of the report."""
     measured = metrics["metrics"]
-    rows = [_metric(name, measured[name], metrics) for name in _LABELS if name in measured]
+    names = (*_LABELS, *metrics.get("own", {}))
+    rows = [_metric(name, measured[name], metrics) for name in names if name in measured]
     rows += [
         _latency(int(size), row, metrics)
         for size, row in sorted(metrics["latency"].items(), key=lambda item: int(item[0]))
@@ -71,7 +86,7 @@ def _metric(name: str, pair: Measured, metrics: Metrics) -> Row:
     gates = [g for g in metrics["gates"] if _GATED_BY.get(g["metric"], g["metric"]) == name]
     unjudged = _BY_LABELS.isdisjoint(metrics["metrics"])
     essential = name in _ALWAYS or (unjudged and name in _WITHOUT_LABELS)
-    return _row(_LABELS[name], cells, brief, gates, essential)
+    return _row(_LABELS.get(name, name), cells, brief, gates, essential)
 
 
 def _cells(name: str, pair: Measured, metrics: Metrics) -> tuple[str, str, str]:
@@ -85,14 +100,30 @@ def _cells(name: str, pair: Measured, metrics: Metrics) -> tuple[str, str, str]:
         return text.amount(before), text.amount(after), _smaller(ratio)
     if name == "nodes":
         return f"{before:.0f}", f"{after:.0f}", text.signed(after - before, 0)
-    if name in ("auc", "logloss"):
+    if name in _OF_BOTH or name in metrics.get("own", {}):
+        change = text.short(pair["difference"])
+        return f"{before:.5g}", f"{after:.5g}", f"{change} {_plain_interval(pair)}".rstrip()
+    return _answer_cells(name, pair)
+
+
+def _answer_cells(name: str, pair: Measured) -> tuple[str, str, str]:
+    """Of what is judged by labels, and of distances."""
+    before, after = pair["original"], pair["compressed"]
+    if QUANTITIES[name].share:
+        return _share_cells(name, pair)
+    if name in _VALUES and not _of_itself(name, pair):
         change = text.signed(pair["difference"]) + _interval(pair)
         return f"{before:.5f}", f"{after:.5f}", change
-    if name in QUANTITIES and QUANTITIES[name].share:
-        return _share_cells(name, pair)
-    if name == "cosine":  # of the original with itself it is 1, and the distances below are 0
+    if name == "cosine" or name in _VALUES:
         return text.DASH, f"{after:.6f}", ""
+    if name in ("sqnr_db", "psnr"):
+        return text.DASH, f"{after:.2f} dB", ""
     return text.DASH, text.short(after), _plain_interval(pair)
+
+
+def _of_itself(name: str, pair: Measured) -> bool:
+    """Whether a correlation is that of the two models, and not of either with labels."""
+    return name in ("pearson", "spearman") and pair["original"] == 1.0
 
 
 def _share_cells(name: str, pair: Measured) -> tuple[str, str, str]:
@@ -114,9 +145,9 @@ def _points(share: float) -> str:
 def _brief(name: str, pair: Measured) -> str:
     """The difference and half the width of its interval; empty where the whole fits."""
     half = 0.0 if pair["interval"] is None else (pair["interval"][1] - pair["interval"][0]) / 2
-    if name in ("auc", "logloss"):
+    if name in _VALUES and not _of_itself(name, pair):
         change, width = text.signed(pair["difference"]), f"{half:.5f}"
-    elif name.startswith("accuracy_"):
+    elif name != "top1_agreement" and name in QUANTITIES and QUANTITIES[name].share:
         change, width = f"{_points(pair['difference'])} points", f"{100 * half:.2f}"
     else:
         return ""

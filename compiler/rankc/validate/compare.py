@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,16 +14,13 @@ from rankc.data import Array, Source
 from rankc.errors import RecipeError
 from rankc.progress import Stage
 from rankc.recipe import Recipe
-from rankc.validate.bootstrap import mean_of
-from rankc.validate.classes import NO_LABELS, Judgement, judge
-from rankc.validate.delong import compare_aucs
 from rankc.validate.estimates import Estimate, bootstrapped
 from rankc.validate.footprint import footprint
-from rankc.validate.gates import finish
+from rankc.validate.gates import finish, require_measured
 from rankc.validate.latency import CLOCK, LEVEL, SCOPE, batch_of, compare_latency
 from rankc.validate.memory import peak_memory_bytes
-from rankc.validate.metrics import auc, log_losses
-from rankc.validate.quantities import QUANTITIES
+from rankc.validate.own import Own
+from rankc.validate.quantities import known_to
 from rankc.validate.schema import FORMAT, LatencyHow, Measured, Metrics, Ratios
 from rankc.validate.scoring import Scored, batched_inputs, score
 from rankrt.session import Session, open_model
@@ -39,6 +36,7 @@ def validate(
     source: Source | None,
     recipe: Recipe,
     stage: Stage | None = None,
+    own: Sequence[Own] = (),
 ) -> Metrics:
     """Measure both models with one thread each and decide the recipe's gates.
 
@@ -49,6 +47,7 @@ def validate(
             needs no rows is measured (size_bytes, params, macs, nodes).
         recipe: Its name, gates, batch sizes and seed are used.
         stage: Where progress is shown.
+        own: The recipe's own metrics, as `open_metrics` gives them.
 
     Returns:
         The content of metrics.json; `backends` is empty for the caller to fill in.
@@ -59,9 +58,11 @@ def validate(
         RecipeError: A gate is on something that was not measured, or a batch size is impossible.
     """
     metrics = _start(recipe)
+    if recipe.metrics:
+        metrics["own"] = {name: one.better for name, one in recipe.metrics.items()}
     _add_footprints(metrics, original, compressed)
     if source is None:
-        needy = (name for name, quantity in QUANTITIES.items() if quantity.needs)
+        needy = (name for name, quantity in known_to(metrics).items() if quantity.needs)
         metrics["unavailable"].update(dict.fromkeys(needy, "there is no validation data"))
         return finish(metrics, recipe.gates)
     before, after = open_model(original, threads=1), open_model(compressed, threads=1)
@@ -73,11 +74,13 @@ def validate(
         before,
         after,
         source,
-        label=_label(recipe),
+        columns=_columns(recipe),
+        own=own,
         head_rows=max(sizes, default=1),
         tick=lambda rows: _advance(stage, 0, _SCORED, rows / (source.rows or math.inf)),
     )
     _add_accuracy(metrics, scored, recipe.seed, stage)
+    require_measured(recipe.gates, metrics)
     batches = {size: batch_of(scored.head, size, batched_inputs(before.inputs)) for size in sizes}
     _add_latency(metrics, before, after, batches, recipe, stage)
     _add_memory(metrics, original, compressed, batches)
@@ -135,9 +138,10 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _label(recipe: Recipe) -> str:
-    validation = recipe.data.validation
-    return (validation.label if validation else None) or "label"
+def _columns(recipe: Recipe) -> tuple[str, str]:
+    """Names of the label and of the group column."""
+    spec = recipe.data.validation
+    return ("label", "group") if spec is None else (spec.label or "label", spec.group or "group")
 
 
 def _require_batch_axis(session: Session, sizes: tuple[int, ...]) -> None:
@@ -192,17 +196,16 @@ def _measured(original: float, compressed: float, estimate: Estimate | None = No
 def _add_accuracy(metrics: Metrics, scored: Scored, seed: int, stage: Stage | None) -> None:
     metrics["rows"] = scored.rows
     metrics["output"] = scored.output
-    found = _judged(metrics, scored)
+    found = scored.judgement
     metrics["unavailable"].update(found.unavailable)
-    found.pairs["mean_abs_err"] = (0.0, float(scored.row_errors.mean()))
-    found.differences["mean_abs_err"] = mean_of(scored.row_errors)
-    found.pairs["max_abs_err"] = (0.0, scored.distance.max_abs_err)
-    found.pairs["cosine"] = (1.0, scored.distance.cosine)
+    if found.notes:
+        metrics["notes"] = found.notes
 
     def tick(done: int) -> None:
         _advance(stage, _SCORED, _BOOTSTRAP, done / _RESAMPLES)
 
-    estimates = found.estimates | bootstrapped(
+    estimates = {name: estimate() for name, estimate in found.estimates.items()}
+    estimates |= bootstrapped(
         found.pairs,
         found.differences,
         found.values,
@@ -213,40 +216,6 @@ def _add_accuracy(metrics: Metrics, scored: Scored, seed: int, stage: Stage | No
     )
     for name, (original, compressed) in found.pairs.items():
         metrics["metrics"][name] = _measured(original, compressed, estimates.get(name))
-
-
-def _judged(metrics: Metrics, scored: Scored) -> Judgement:
-    """Values and difference statistics of what tells right from wrong."""
-    if scored.answers is None:
-        return _judged_by_labels(scored)
-    wide = f"output '{scored.output}' has more than one number a row"
-    metrics["unavailable"]["auc"] = NO_LABELS if scored.answers.ranks is None else wide
-    return judge(scored.answers, scored.output)
-
-
-def _judged_by_labels(scored: Scored) -> Judgement:
-    """The same of auc and logloss, or the reason why there are none."""
-    found = Judgement()
-    labels, x, y = scored.labels, scored.original, scored.compressed
-    if labels is None or x is None or y is None:
-        why = (
-            NO_LABELS
-            if labels is None
-            else f"output '{scored.output}' has more than one number a row"
-        )
-        found.unavailable.update(auc=why, logloss=why)
-        return found
-    found.pairs["auc"] = (auc(labels, x), auc(labels, y))
-    found.estimates["auc"] = compare_aucs(labels, x, y)
-    if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) > 1:
-        why = f"output '{scored.output}' leaves [0, 1], so it is no probability"
-        found.unavailable["logloss"] = why
-        return found
-    before, after = log_losses(labels, x), log_losses(labels, y)
-    found.pairs["logloss"] = (float(before.mean()), float(after.mean()))
-    found.differences["logloss"] = mean_of(after - before)
-    found.values["logloss"] = mean_of(after)
-    return found
 
 
 def _add_latency(

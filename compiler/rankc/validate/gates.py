@@ -13,11 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rankc.errors import Exit, RecipeError
 from rankc.recipe import Gate, Recipe
-from rankc.validate.quantities import MINUS, QUANTITIES, Quantity, available, observe
+from rankc.validate.quantities import (
+    MINUS,
+    QUANTITIES,
+    Quantity,
+    available,
+    known_to,
+    observe,
+    own_quantity,
+)
 from rankc.validate.schema import GateRow, Kind, Metrics
 
 
@@ -69,6 +77,22 @@ def check(gates: Sequence[Gate], metrics: Metrics) -> tuple[GateResult, ...]:
     return tuple(_decide(gate, metrics) for gate in gates)
 
 
+def require_measured(gates: Sequence[Gate], metrics: Metrics) -> None:
+    """Refuse gates on metrics that do not fit the output, before the slow measurements.
+
+    Raises:
+        RecipeError: As `check`, for the kind "accuracy" only; lists every such gate.
+    """
+    known = known_to(metrics)
+    missing = [
+        _not_measured(gate, metrics)
+        for gate in gates
+        if known[gate.metric].kind == "accuracy" and gate.metric not in metrics["metrics"]
+    ]
+    if missing:
+        raise RecipeError("\n".join(missing))
+
+
 def finish(metrics: Metrics, gates: Sequence[Gate]) -> Metrics:
     """A copy of the metrics with `gates` and `passed` filled in. May be called again.
 
@@ -90,17 +114,26 @@ def exit_code(metrics: Metrics) -> Exit:
 
 def _problem(gate: Gate, recipe: Recipe) -> str:
     """Why the gate cannot be decided by this recipe; empty if it can."""
-    quantity = QUANTITIES.get(gate.metric)
+    known = _known(recipe)
+    quantity = known.get(gate.metric)
     if quantity is None:
-        return f"unknown metric '{gate.metric}'; known: {', '.join(QUANTITIES)}"
+        return f"unknown metric '{gate.metric}'; known: {', '.join(known)}"
     validation = recipe.data.validation
     if quantity.needs and validation is None:
         return f"{gate.metric} needs validation data; add data.validation"
-    if quantity.needs == "labels" and validation is not None and validation.label is None:
+    labelled = quantity.needs in ("labels", "group")
+    if labelled and validation is not None and validation.label is None:
         return f"{gate.metric} needs labels; name their column in data.validation.label"
+    if quantity.needs == "group" and validation is not None and validation.group is None:
+        return f"{gate.metric} needs groups; name their column in data.validation.group"
     return _batch_problem(gate, quantity, recipe.latency.batch_sizes) or _value_problem(
         gate, quantity
     )
+
+
+def _known(recipe: Recipe) -> Mapping[str, Quantity]:
+    own = {name: own_quantity(name, one.better) for name, one in recipe.metrics.items()}
+    return {**QUANTITIES, **own}
 
 
 def _batch_problem(gate: Gate, quantity: Quantity, sizes: Sequence[int]) -> str:
@@ -128,10 +161,11 @@ def _value_problem(gate: Gate, quantity: Quantity) -> str:
 
 
 def _decide(gate: Gate, metrics: Metrics) -> GateResult:
-    pair = observe(metrics, gate.metric, gate.batch) if gate.metric in QUANTITIES else None
+    known = known_to(metrics)
+    pair = observe(metrics, gate.metric, gate.batch) if gate.metric in known else None
     if pair is None:
         raise RecipeError(_not_measured(gate, metrics))
-    quantity = QUANTITIES[gate.metric]
+    quantity = known[gate.metric]
     observed = _observed(gate, quantity, *pair)
     at_least = _at_least(gate, quantity)
     passed = observed >= gate.value if at_least else observed <= gate.value
@@ -212,7 +246,7 @@ def _range(gate: Gate, metrics: Metrics, seen: str) -> str:
     if interval is None or gate.goal.startswith("percent"):
         return ""
     low, high = interval if seen == "rose" else (-interval[1], -interval[0])
-    scale = 100.0 if QUANTITIES[gate.metric].share else 1.0
+    scale = 100.0 if known_to(metrics)[gate.metric].share else 1.0
     return f" ({number(scale * low)} to {number(scale * high)})"
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
-from rankc.validate.schema import Kind, Metrics
+from rankc.validate.schema import Better, Kind, Metrics
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 MINUS = "\N{MINUS SIGN}"
@@ -21,30 +22,66 @@ class Quantity:
     share: bool = False  # from 0 to 1: written in percent, and a change of it in points
     per_batch: bool = False  # the gate says at which batch size
     relative: bool = False  # compares the two models by itself: only `threshold` has a meaning
-    needs: str = ""  # of the recipe's validation data: "labels" or "rows"
+    needs: str = ""  # of the recipe's validation data: "group", "labels" or "rows"
     otherwise: str = ""  # why it is not measured where nothing else was said
 
 
-_ONE_NUMBER = "the output has to have one number a class in each row, of two classes or more"
+_CLASSES = "the output has to have one number a class in each row, of two classes or more"
+_CORRELATED = (
+    "the output has to have one number a row, and so the labels, or there must be no labels"
+)
+_SCORE = "the output has to have one number a row, and the labels to be 0 and 1"
+
+
+def _error(name: str, higher: bool, needs: str = "rows", otherwise: str = "") -> Quantity:
+    return Quantity(name, higher, "accuracy", needs=needs, otherwise=otherwise)
+
+
+def _share(name: str, needs: str) -> Quantity:
+    return Quantity(name, True, "accuracy", share=True, needs=needs, otherwise=_CLASSES)
+
 
 QUANTITIES = {
     q.name: q
     for q in (
-        Quantity("auc", True, "accuracy", needs="labels"),
-        Quantity("logloss", False, "accuracy", needs="labels"),
-        Quantity(
-            "accuracy_top1", True, "accuracy", share=True, needs="labels", otherwise=_ONE_NUMBER
+        _error("auc", True, "labels", _SCORE),
+        _error(
+            "grouped_auc",
+            True,
+            "group",
+            f"{_SCORE}, and data.validation.group to name the column of the groups",
+        ),
+        _error("logloss", False, "labels", _CLASSES),
+        _error("ece", False, "labels", f"{_CLASSES}, or one probability a row with labels 0 and 1"),
+        _share("accuracy_top1", "labels"),
+        _share("accuracy_top5", "labels"),
+        _error(
+            "perplexity",
+            False,
+            "labels",
+            "the output has to be (rows, tokens, vocabulary) and the labels (rows, tokens)",
         ),
         Quantity(
-            "accuracy_top5", True, "accuracy", share=True, needs="labels", otherwise=_ONE_NUMBER
+            "mean_iou",
+            True,
+            "accuracy",
+            share=True,
+            needs="labels",
+            otherwise="the output has to be (rows, classes, height, width), or classes last, and "
+            "the labels (rows, height, width)",
         ),
-        Quantity(
-            "top1_agreement", True, "accuracy", share=True, needs="rows", otherwise=_ONE_NUMBER
+        _error("pearson", True, otherwise=_CORRELATED),
+        _error("spearman", True, otherwise=_CORRELATED),
+        _error(
+            "mse", False, "labels", "the output has to have one number a row, and so the labels"
         ),
-        Quantity("kl_div", False, "accuracy", needs="rows", otherwise=_ONE_NUMBER),
-        Quantity("max_abs_err", False, "accuracy", needs="rows"),
-        Quantity("mean_abs_err", False, "accuracy", needs="rows"),
-        Quantity("cosine", True, "accuracy", needs="rows"),
+        _share("top1_agreement", "rows"),
+        _error("kl_div", False, otherwise=_CLASSES),
+        _error("max_abs_err", False),
+        _error("mean_abs_err", False),
+        _error("cosine", True),
+        Quantity("sqnr_db", True, "accuracy", " dB", needs="rows"),
+        Quantity("psnr", True, "accuracy", " dB", needs="rows"),
         Quantity("size_bytes", False, "performance", " bytes"),
         Quantity("params", False, "performance"),
         Quantity("macs", False, "performance"),
@@ -67,15 +104,27 @@ QUANTITIES = {
 }
 
 
+def own_quantity(name: str, better: Better) -> Quantity:
+    """A metric that a recipe brings along."""
+    return _error(name, better == "higher")
+
+
+def known_to(metrics: Metrics) -> Mapping[str, Quantity]:
+    """Every quantity by name, those of the recipe's own among them."""
+    own = metrics.get("own", {})
+    return {**QUANTITIES, **{name: own_quantity(name, better) for name, better in own.items()}}
+
+
 def observe(metrics: Metrics, name: str, batch: int | None) -> tuple[float, float] | None:
     """What the original and the compressed model have of a quantity, or None if not measured.
 
     For a relative quantity the first is 1: the original against itself.
     """
-    if name.endswith("_ratio") and not QUANTITIES[name].per_batch:
+    quantity = known_to(metrics)[name]
+    if name in _RATIOS:
         ratio = _ratio(metrics, name)
         return None if ratio is None else (1.0, ratio)
-    if QUANTITIES[name].per_batch:
+    if quantity.per_batch:
         row = metrics["latency"].get(str(batch))
         if row is None:
             return None
@@ -84,6 +133,9 @@ def observe(metrics: Metrics, name: str, batch: int | None) -> tuple[float, floa
         return row["original"]["p50_ms"], row["compressed"]["p50_ms"]
     measured = metrics["metrics"].get(name)
     return None if measured is None else (measured["original"], measured["compressed"])
+
+
+_RATIOS = frozenset({"size_ratio", "params_ratio", "macs_ratio"})
 
 
 def _ratio(metrics: Metrics, name: str) -> float | None:
@@ -100,7 +152,7 @@ def available(metrics: Metrics) -> list[str]:
     """Every quantity that was measured, as a gate would name it."""
     found = [
         name
-        for name, q in QUANTITIES.items()
+        for name, q in known_to(metrics).items()
         if not q.per_batch and observe(metrics, name, None) is not None
     ]
     sizes = ", ".join(metrics["latency"])

@@ -16,6 +16,7 @@ from typing_extensions import NotRequired, TypedDict  # pydantic needs these bel
 FORMAT: Final = 1
 
 Kind = Literal["accuracy", "performance"]
+Better = Literal["higher", "lower"]
 GateVerdict = Literal["pass", "fail", "undecided"]
 Verdict = Literal["kept", "put back", "too slow, but the budget needs it", "too slow, but as asked"]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -192,6 +193,8 @@ class Metrics(TypedDict):
     output: str | None  # the output that is compared
     metrics: dict[str, Measured]
     unavailable: dict[str, str]  # metric: why it was not measured
+    notes: NotRequired[dict[str, str]]  # metric: what it leaves out
+    own: NotRequired[dict[str, Better]]  # the recipe's own metrics, and which way is better
     ratios: Ratios
     latency: dict[str, LatencyRow]  # by batch size
     latency_how: LatencyHow

@@ -1,7 +1,7 @@
 """Run both models over the validation rows, one batch at a time, and keep what judging needs.
 
-Kept: a few numbers a row (score of each model, label, mean absolute error, and what `classes`
-keeps), running sums, and the first rows for the latency measurement. Outputs themselves are not.
+Kept: a few numbers a row, of which the kinds of outputs say what they are, and the first rows for
+the latency measurement. Outputs themselves are not, but for those of one number a row.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ import numpy as np
 
 from rankc.data import Array, Batch, Source, refused_rows
 from rankc.errors import DataError, ModelError
-from rankc.validate.classes import Answers, AnswersSoFar, class_labels, classes_of
-from rankc.validate.metrics import (
-    Distance,
-    Floats,
-    Labels,
-    binary_labels,
-    require_both_classes,
-    require_finite,
-)
+from rankc.validate.distances import Distances
+from rankc.validate.judgement import Judgement
+from rankc.validate.kinds import Kind, Names, kinds_of
+from rankc.validate.metrics import require_finite
+from rankc.validate.own import Own, OwnSoFar
 from rankrt.session import Session, TensorSpec
+
+_ENTRIES = 1 << 22  # of an output that are judged at once; what that takes is a multiple of it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,12 +29,7 @@ class Scored:
 
     output: str  # which output was compared
     rows: int
-    distance: Distance
-    row_errors: Floats  # mean absolute error of each row, (rows,)
-    answers: Answers | None  # of classifiers: outputs of two or more numbers a row
-    labels: Labels | None  # (rows,); None without labels, and of classifiers
-    original: Floats | None  # one score a row, (rows,); None without labels or with wide outputs
-    compressed: Floats | None
+    judgement: Judgement
     head: Mapping[str, Array]  # the first rows
 
 
@@ -45,7 +38,8 @@ def score(
     compressed: Session,
     source: Source,
     *,
-    label: str = "label",
+    columns: tuple[str, str] = ("label", "group"),
+    own: Sequence[Own] = (),
     head_rows: int = 1,
     tick: Callable[[int], None] = lambda rows: None,
 ) -> Scored:
@@ -55,19 +49,22 @@ def score(
         original: Its first output of a floating type is the one compared.
         compressed: Takes the same inputs and has that output too.
         source: At least one row.
-        label: Name of the label column, for messages.
+        columns: Names of the label and of the group column, for messages.
+        own: The recipe's own metrics, see `open_metrics`.
         head_rows: How many of the first rows to keep, if there are as many.
         tick: Told after each batch how many rows are done.
 
     Raises:
-        DataError: No rows, labels that are not one a row, or that are no classes of the model:
-            with one number a row in the output binary, and not all the same.
+        DataError: No rows, or labels that do not fit the output: in number, in shape, no classes of
+            the model, or all the same.
         ModelError: An output is missing, not finite, or of different shapes in the two models.
+        RecipeError: A metric of the recipe's own fails.
     """
     name = scored_output(original.outputs)
     if name not in {spec.name for spec in compressed.outputs}:
         raise ModelError(f"compressed model: it has no output '{name}', which the original has")
-    collected = _Collected(name, label, head_rows, batched_inputs(original.inputs))
+    names = Names(name, *columns)
+    collected = _Collected(names, OwnSoFar(tuple(own)), head_rows, batched_inputs(original.inputs))
     for batch in source.batches():
         with refused_rows(source, collected.rows, batch.rows):
             before, after = original.run(batch.feeds)[name], compressed.run(batch.feeds)[name]
@@ -96,73 +93,63 @@ def batched_inputs(inputs: Sequence[TensorSpec]) -> frozenset[str]:
 
 @dataclasses.dataclass(slots=True)
 class _Collected:
-    output: str
-    label: str
+    names: Names
+    own: OwnSoFar
     head_rows: int
     batched: frozenset[str]
     rows: int = 0
-    distance: Distance = dataclasses.field(default_factory=Distance)
-    errors: list[Floats] = dataclasses.field(default_factory=list)
-    answers: AnswersSoFar | None = None
-    labels: list[Labels] = dataclasses.field(default_factory=list)
-    scores: list[tuple[Floats, Floats]] = dataclasses.field(default_factory=list)
+    distances: Distances = dataclasses.field(default_factory=Distances)
+    kinds: tuple[Kind, ...] = ()
     head: list[Mapping[str, Array]] = dataclasses.field(default_factory=list)
 
     def add(self, batch: Batch, before: Array, after: Array) -> None:
         """Take in one batch and the two models' answers to it."""
         if before.shape != after.shape or before.ndim == 0:
             raise ModelError(
-                f"compressed model, output '{self.output}': shape {after.shape}, the original's is "
-                f"{before.shape}; they must be equal, with the rows first"
+                f"compressed model, output '{self.names.output}': shape {after.shape}, the "
+                f"original's is {before.shape}; they must be equal, with the rows first"
             )
         if len(before) == 0:
             return
-        x = require_finite(before, "original", self.output, self.rows)
-        y = require_finite(after, "compressed", self.output, self.rows)
-        self.errors.append(self.distance.add(x, y))
-        if batch.labels is not None and len(batch.labels) != len(x):
+        if batch.labels is not None and len(batch.labels) != len(before):
             raise DataError(
-                f"label column '{self.label}': {len(batch.labels)} labels for a batch of {len(x)} "
-                "rows"
+                f"label column '{self.names.label}': {len(batch.labels)} labels for a batch of "
+                f"{len(before)} rows"
             )
-        if classes := classes_of(x.shape):
-            self._add_classes(classes, batch.labels, x, y)
-        elif batch.labels is not None:
-            self._add_labels(batch.labels, x, y)
+        if batch.groups is not None and len(batch.groups) != len(before):
+            raise DataError(
+                f"group column '{self.names.group}': {len(batch.groups)} values for a batch of "
+                f"{len(before)} rows"
+            )
         if self.rows < self.head_rows:
             self.head.append({name: array[: self.head_rows] for name, array in batch.feeds.items()})
+        step = max(1, _ENTRIES * len(before) // before.size)
+        for start in range(0, len(before), step):
+            part = slice(start, start + step)
+            labels, groups = (
+                None if column is None else column[part] for column in (batch.labels, batch.groups)
+            )
+            self._add(before[part], after[part], labels, groups)
+
+    def _add(self, before: Array, after: Array, labels: Array | None, groups: Array | None) -> None:
+        x = require_finite(before, "original", self.names.output, self.rows)
+        y = require_finite(after, "compressed", self.names.output, self.rows)
+        self.kinds = self.kinds or kinds_of(x, labels, self.names)
+        for kind in self.kinds:
+            kind.add(x, y, labels, groups)
+        self.distances.add(x, y)
+        self.own.add(before, after, labels, self.rows)
         self.rows += len(x)
-
-    def _add_classes(self, classes: int, labels: Array | None, x: Floats, y: Floats) -> None:
-        if self.answers is None:
-            self.answers = AnswersSoFar(classes)
-        numbers = None if labels is None else class_labels(labels, classes, self.label)
-        self.answers.add(x.reshape(len(x), -1), y.reshape(len(y), -1), numbers)
-
-    def _add_labels(self, labels: Array, x: Floats, y: Floats) -> None:
-        self.labels.append(binary_labels(labels, self.label))
-        if x.size == len(x):
-            self.scores.append((x.reshape(-1), y.reshape(-1)))
 
     def finish(self) -> Scored:
         """All batches are in."""
         if self.rows == 0:
             raise DataError("the validation data has no rows; at least one is needed")
-        labels = np.concatenate(self.labels) if self.labels else None
-        if labels is not None:
-            require_both_classes(labels, self.label)
-        before, after = zip(*self.scores, strict=True) if self.scores else ((), ())
-        return Scored(
-            output=self.output,
-            rows=self.rows,
-            distance=self.distance,
-            row_errors=np.concatenate(self.errors),
-            answers=None if self.answers is None else self.answers.finish(),
-            labels=labels,
-            original=np.concatenate(before) if before else None,
-            compressed=np.concatenate(after) if after else None,
-            head=self._joined_head(),
-        )
+        found = self.distances.judge()
+        for kind in self.kinds:
+            found.update(kind.judge())
+        found.update(self.own.judge())
+        return Scored(self.names.output, self.rows, found, self._joined_head())
 
     def _joined_head(self) -> dict[str, Array]:
         return {
