@@ -110,7 +110,7 @@ class Console:
         self._show_skips(plan.skips[:_SKIPS_SHOWN])
         if len(plan.skips) > _SKIPS_SHOWN:
             self.say(f"  and {len(plan.skips) - _SKIPS_SHOWN} more, in the report")
-        self.say(f"  bundle {out} · report {out / 'report.md'}")
+        self.say(f"  bundle {out} · report {out / 'report.html'}")
 
     def show_plan(self, plan: Plan) -> None:
         """Every rewrite and every refusal."""

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -214,16 +215,15 @@ def _pack(
     outputs = session.run(inputs)
     golden = write_golden(folder, inputs, outputs)
     largest = max(float(abs(rows).max(initial=0.0)) for rows in outputs.values())
-    write_reports(metrics, json.loads(found.plan.to_json()), folder)
-    (folder / "recipe.yaml").write_text(resolved(recipe), encoding="utf-8", newline="\n")
-    digests = {"model": job.taken.sha256, "calibration": job.calibration.digest()}
-    if (named := recipe.timing.table) is not None:
-        digests["timing"] = hashlib.sha256((recipe.folder / named).read_bytes()).hexdigest()
-    if job.validation is not None:
-        digests["validation"] = job.validation.digest()
-    locked = lock(recipe, digests)
-    text = json.dumps(locked, indent=2, sort_keys=True) + "\n"
-    (folder / "recipe.lock.json").write_text(text, encoding="utf-8", newline="\n")
+    locked = _write_lock(job, folder)
+    write_reports(
+        metrics,
+        json.loads(found.plan.to_json()),
+        folder,
+        layers=_read(folder / "layers.json"),
+        lock=locked,
+        recipe=resolved(recipe),
+    )
     write_manifest(
         folder,
         name=recipe.name,
@@ -236,6 +236,25 @@ def _pack(
         metrics={"passed": metrics["passed"], "metrics": metrics["metrics"]},
         versions={**locked["packages"], "python": locked["python"]},
     )
+
+
+def _write_lock(job: Job, folder: Path) -> dict[str, Any]:
+    """Write what the bundle was made from: recipe.yaml, and recipe.lock.json, which it gives."""
+    recipe = job.recipe
+    (folder / "recipe.yaml").write_text(resolved(recipe), encoding="utf-8", newline="\n")
+    digests = {"model": job.taken.sha256, "calibration": job.calibration.digest()}
+    if (named := recipe.timing.table) is not None:
+        digests["timing"] = hashlib.sha256((recipe.folder / named).read_bytes()).hexdigest()
+    if job.validation is not None:
+        digests["validation"] = job.validation.digest()
+    locked = lock(recipe, digests)
+    text = json.dumps(locked, indent=2, sort_keys=True) + "\n"
+    (folder / "recipe.lock.json").write_text(text, encoding="utf-8", newline="\n")
+    return locked
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _manifest_engines(

@@ -26,6 +26,7 @@ FILES = (
     "metrics.json",
     "recipe.yaml",
     "recipe.lock.json",
+    "report.html",
     "report.md",
     "junit.xml",
     "layers.json",

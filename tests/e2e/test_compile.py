@@ -32,6 +32,7 @@ BUNDLE = {
     "plan.json",
     "recipe.lock.json",
     "recipe.yaml",
+    "report.html",
     "report.md",
 }
 Compiled = tuple[Project, Done]

@@ -290,10 +290,15 @@ def test_junit_survives_markup_and_control_characters() -> None:
     assert suite[0][0].text == 'a < b & "c" ?? ]]> ?'
 
 
-def test_three_files_are_written(tmp_path: Path) -> None:
+def test_four_files_are_written(tmp_path: Path) -> None:
     metrics = ctr(HELD)
     written = write_reports(metrics, PLAN, tmp_path)
-    assert [path.name for path in written] == ["metrics.json", "report.md", "junit.xml"]
+    assert [path.name for path in written] == [
+        "metrics.json",
+        "report.md",
+        "junit.xml",
+        "report.html",
+    ]
     assert written[0].read_text(encoding="utf-8") == metrics_json(metrics)
     assert written[1].read_text(encoding="utf-8") == report_markdown(metrics, PLAN)
     assert written[2].read_bytes() == junit_xml(metrics)

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 from rankc.report.junit import junit_xml
+from rankc.report.layer_rows import Layers
 from rankc.report.markdown import Plan, report_markdown
+from rankc.report.page import write_page
+from rankc.report.report_html import Lock, report_html
 from rankc.validate.schema import Metrics, check_metrics
 
 
@@ -26,10 +29,32 @@ def write_metrics_json(metrics: Metrics, path: Path) -> None:
     path.write_text(content, encoding="utf-8", newline="\n")
 
 
-def write_reports(metrics: Metrics, plan: Plan | None, folder: Path) -> tuple[Path, ...]:
-    """Write metrics.json, report.md and junit.xml into an existing folder; gives their paths."""
+def write_reports(
+    metrics: Metrics,
+    plan: Plan | None,
+    folder: Path,
+    *,
+    layers: Layers | None = None,
+    lock: Lock | None = None,
+    recipe: str = "",
+) -> tuple[Path, ...]:
+    """Write metrics.json, report.md, junit.xml and report.html into an existing folder.
+
+    Args:
+        metrics: The content of metrics.json.
+        plan: The content of plan.json; None: the recipe has exact passes only.
+        folder: The bundle.
+        layers: The content of layers.json, for the page.
+        lock: The content of recipe.lock.json, for the page.
+        recipe: The recipe with its defaults filled in, YAML, for the page.
+
+    Returns:
+        The paths of what was written.
+    """
     machine, human, ci = folder / "metrics.json", folder / "report.md", folder / "junit.xml"
+    page = folder / "report.html"
     write_metrics_json(metrics, machine)
     human.write_text(report_markdown(metrics, plan), encoding="utf-8", newline="\n")
+    write_page(report_html(metrics, plan, layers=layers, lock=lock, recipe=recipe), page)
     ci.write_bytes(junit_xml(metrics))
-    return machine, human, ci
+    return machine, human, ci, page
