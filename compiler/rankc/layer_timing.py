@@ -1,6 +1,6 @@
 """Timing of isolated layers, in pairs, so that a busy machine cannot tilt the answer.
 
-  cpu       ONNX Runtime, one thread, CPU time of that thread: the harness of `validate.latency`
+  cpu       ONNX Runtime, one thread, CPU time of that thread: the harness of `validate.sampling`
   cuda      ONNX Runtime's CUDA provider, wall-clock time
   tensorrt  an engine for every layer, built by `lowering`, wall-clock time
 
@@ -29,7 +29,7 @@ from rankc.layer_models import Feeds, feeds_of
 from rankc.lowering import TIME_LIMIT, lower
 from rankc.recipe import Target
 from rankc.validate.bootstrap import median_interval
-from rankc.validate.latency import CLOCK, Samples, sample_pairs
+from rankc.validate.sampling import CLOCK, Samples, sample_pairs
 from rankrt.backends import cuda, onnxruntime, tensorrt
 from rankrt.errors import BackendError, RankrtError
 from rankrt.manifest import Engine

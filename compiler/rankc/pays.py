@@ -1,7 +1,7 @@
 """Whether each rewrite of a plan pays: its layer timed, dense against factored, by itself.
 
 Fewer multiply-accumulates are not yet less time. Every layer that a plan rewrites is taken out of
-the model and run in turn with its factored form, one thread, CPU time (`validate.latency`), at the
+the model and run in turn with its factored form, one thread, CPU time (`validate.sampling`), at the
 batch sizes that matter. A layer that is not faster at any of them has lost: put it back dense.
 """
 
@@ -19,7 +19,7 @@ from rankc.planning import Choice, Plan
 from rankc.progress import SilentProgress, Stage
 from rankc.rewriting import Sites, Solutions
 
-SECONDS = 0.25  # a layer, over all batch sizes
+SECONDS = 0.3  # a layer, over all batch sizes
 NOISE = 0.98  # an interval that reaches below this may be of a layer that gained
 
 Memo = dict[tuple[str, str, int, str], Compared]  # by signature, pass, rank and form

@@ -18,7 +18,7 @@ from rankc.pays import LayerSpeed, time_choices
 from rankc.planning import Plan, make_plan
 from rankc.progress import SilentProgress
 from rankc.rewriting import Sites, Solutions, candidates, solve
-from rankc.validate.latency import Samples
+from rankc.validate.sampling import Samples
 from sources import Rows
 
 

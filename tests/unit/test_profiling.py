@@ -27,7 +27,7 @@ from rankc.passes.conv import Conv
 from rankc.profiling import profile
 from rankc.rank_grid import grid
 from rankc.recipe import Target
-from rankc.validate.latency import Samples
+from rankc.validate.sampling import Samples
 from rankrt.backends import cuda, onnxruntime, tensorrt
 
 Capture = pytest.CaptureFixture[str]

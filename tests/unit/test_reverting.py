@@ -21,7 +21,7 @@ from rankc.progress import SilentProgress
 from rankc.recipe import Budget
 from rankc.reverting import Timed, revert
 from rankc.rewriting import Draft, Sites, candidates, fit
-from rankc.validate.latency import Samples
+from rankc.validate.sampling import Samples
 
 Ratio = Callable[[ir.Model], float]
 

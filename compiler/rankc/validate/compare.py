@@ -21,6 +21,7 @@ from rankc.validate.latency import CLOCK, LEVEL, SCOPE, batch_of, compare_latenc
 from rankc.validate.memory import peak_memory_bytes
 from rankc.validate.own import Own
 from rankc.validate.quantities import known_to
+from rankc.validate.sampling import one_core
 from rankc.validate.schema import FORMAT, LatencyHow, Measured, Metrics, Ratios
 from rankc.validate.scoring import Scored, batched_inputs, score
 from rankrt.session import Session, open_model
@@ -82,7 +83,8 @@ def validate(
     _add_accuracy(metrics, scored, recipe.seed, stage)
     require_measured(recipe.gates, metrics)
     batches = {size: batch_of(scored.head, size, batched_inputs(before.inputs)) for size in sizes}
-    _add_latency(metrics, before, after, batches, recipe, stage)
+    del before, after  # memory: they are opened again to be timed
+    _add_latency(metrics, original, compressed, batches, recipe, stage)
     _add_memory(metrics, original, compressed, batches)
     if stage:
         stage.note(f"{scored.rows:,} rows")
@@ -220,21 +222,22 @@ def _add_accuracy(metrics: Metrics, scored: Scored, seed: int, stage: Stage | No
 
 def _add_latency(
     metrics: Metrics,
-    before: Session,
-    after: Session,
+    original: Path,
+    compressed: Path,
     batches: Mapping[int, Mapping[str, Array]],
     recipe: Recipe,
     stage: Stage | None,
 ) -> None:
-    metrics["latency"] = compare_latency(
-        before.run,
-        after.run,
-        batches,
-        pairs=recipe.latency.repeats,
-        seconds=LATENCY_SECONDS,
-        seed=recipe.seed,
-        tick=lambda share: _advance(stage, _BOOTSTRAP, _TIMED, share),
-    )
+    with one_core() as pinned:
+        metrics["latency"] = compare_latency(
+            lambda: open_model(original, threads=1).run,
+            lambda: open_model(compressed, threads=1).run,
+            batches,
+            pairs=recipe.latency.repeats,
+            seconds=LATENCY_SECONDS,
+            tick=lambda share: _advance(stage, _BOOTSTRAP, _TIMED, share),
+        )
+    metrics["latency_how"]["pinned"] = pinned
 
 
 def _add_memory(

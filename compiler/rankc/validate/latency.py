@@ -1,121 +1,137 @@
-"""How long the two models take, compared so that a busy machine cannot tilt the answer.
+"""How long the two models take: paired samples, over sessions that are opened again and again.
 
-Wall-clock ratios lie on a loaded machine: a call longer than a few milliseconds is preempted, so
-the slower model pays twice. Here both run with one thread, in the caller's thread, on that thread's
-CPU time, in turn: original, compressed, compressed, original, ... What slows one slows its partner,
-and each pair gives one ratio.
+Two sessions of one model in one process differ, by about 1 % and for as long as they live: their
+weights and buffers lie elsewhere in memory. No number of pairs sees that, and an interval over
+pairs alone leaves out 1.00 more often than not where a model is compared with itself. So samples
+are taken in rounds, both models opened afresh in each, and what a round says counts once:
+
+    l_k = (median over pairs with the original first + median over the others) / 2
+    ratio = exp(mean l),  interval = exp(mean l -+ t(K - 1) s / sqrt(K))
+
+of the logs of compressed / original, with s the standard deviation of l over K rounds (Student's t
+over batch means). The two orders are averaged because whichever runs second finds other caches.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import gc
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankc.validate.bootstrap import median_interval
+from rankc.validate.sampling import CLOCK, Samples, sample_pairs
 from rankc.validate.schema import LatencyRow, Percentiles
+
+__all__ = ["CLOCK", "LEVEL", "SCOPE", "batch_of", "compare_latency", "summarise"]
 
 Feeds = Mapping[str, NDArray[Any]]
 Run = Callable[[Feeds], object]  # Session.run
+Open = Callable[[], Run]
 
 SCOPE = "session.run"
-CLOCK = "thread CPU time, 1 thread"
-
-LEVEL = 0.95  # of the ratio's interval
-
-_SAMPLE_NS = 3_000_000  # shorter samples would measure the clock and the switch of models
-_TICKS = 20  # and so would samples of fewer steps of it
-_MIN_PAIRS = 5  # below it no interval is worth printing
-_WARM_UP = 3  # calls
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Samples:
-    """CPU time of one call, in ns, averaged over the calls of each sample; pair i is row i."""
-
-    original: NDArray[np.float64]  # (pairs,)
-    compressed: NDArray[np.float64]  # (pairs,)
-    calls: tuple[int, int]  # of each model in one sample
+LEVEL = 0.99  # of the ratio's interval: a gate may look at several batch sizes, and often
+ROUNDS, MIN_ROUNDS = 8, 4
 
 
 def compare_latency(
-    original: Run,
-    compressed: Run,
+    original: Open,
+    compressed: Open,
     batches: Mapping[int, Feeds],
     *,
     pairs: int,
     seconds: float,
-    seed: int = 0,
     tick: Callable[[float], None] = lambda share: None,
 ) -> dict[str, LatencyRow]:
-    """Time both models at every batch size, the smallest first.
+    """Time both models at every batch size, the smallest first in each round.
 
     Args:
-        original: Runs the original model on one batch, in the calling thread.
+        original: Opens the original model afresh; what it returns runs one batch, in the calling
+            thread.
         compressed: The same for the compressed one.
         batches: Feeds by batch size.
-        pairs: Wanted interleaved pairs a batch size.
+        pairs: Wanted interleaved pairs a batch size, over all rounds.
         seconds: CPU time for everything; time that a batch size leaves over goes to the next.
-            Where a share is too short there are fewer pairs, but at least 5.
-        seed: Of the interval's resampling.
-        tick: Told the share that is done, in (0, 1], after each batch size.
+            Where a share is too short there are fewer pairs and rounds, but at least 4 of 2.
+        tick: Told the share that is done, in (0, 1], after each round.
     """
-    rows: dict[str, LatencyRow] = {}
-    left = seconds
-    sizes = sorted(batches)
-    for i, size in enumerate(sizes):
-        started = time.thread_time_ns()
-        feeds = batches[size]
-        samples = sample_pairs(
-            lambda f=feeds: original(f),  # type: ignore[misc]
-            lambda f=feeds: compressed(f),  # type: ignore[misc]
-            pairs,
-            left / (len(sizes) - i),
-        )
-        left = max(left - (time.thread_time_ns() - started) / 1e9, 0.0)
-        rows[str(size)] = summarise(samples, seed)
-        tick((i + 1) / len(sizes))
-    return rows
+    rounds = min(max(pairs // 2, MIN_ROUNDS), ROUNDS)
+    per_round = 2 * math.ceil(pairs / (2 * rounds))
+    found: dict[int, list[Samples]] = {size: [] for size in sorted(batches)}
+    start = time.thread_time_ns()
+
+    def left() -> float:
+        return seconds - (time.thread_time_ns() - start) / 1e9
+
+    for k in range(rounds):
+        if not batches or (k >= MIN_ROUNDS and left() <= 0):
+            break
+        until = left() * (rounds - k - 1) / (rounds - k)  # to be left after this round
+        runs = _opened(original, compressed, k)
+        for i, (size, samples) in enumerate(found.items()):
+            share = max(left() - until, 0.0) / (len(found) - i)
+            samples.append(_round(runs, batches[size], per_round, share, samples))
+        tick((k + 1) / rounds)
+    tick(1.0)
+    return {str(size): summarise(samples) for size, samples in found.items()}
 
 
-def sample_pairs(
-    original: Callable[[], object],
-    compressed: Callable[[], object],
-    pairs: int,
-    seconds: float,
+def _opened(original: Open, compressed: Open, k: int) -> tuple[Run, Run]:
+    """Open both, in turn first: which comes first has other memory."""
+    if k % 2:
+        second = compressed()
+        return original(), second
+    return original(), compressed()
+
+
+def _round(
+    runs: tuple[Run, Run], feeds: Feeds, pairs: int, seconds: float, before: Sequence[Samples]
 ) -> Samples:
-    """Interleaved samples of two calls, whose order alternates from pair to pair."""
-    calls = (_calls_per_sample(original), _calls_per_sample(compressed))
-    times = np.empty((pairs, 2))
-    deadline = time.thread_time_ns() + int(seconds * 1e9)
-    done = 0
-    with _no_collection():
-        while done < pairs and (done < _MIN_PAIRS or time.thread_time_ns() < deadline):
-            for which in (0, 1) if done % 2 == 0 else (1, 0):
-                call = compressed if which else original
-                times[done, which] = _sample(call, calls[which])
-            done += 1
-    return Samples(times[:done, 0], times[:done, 1], calls)
-
-
-def summarise(samples: Samples, seed: int = 0) -> LatencyRow:
-    """Percentiles of each model, and of the pairs' ratios the median with its 95 % interval."""
-    ratios = samples.compressed / samples.original
-    return LatencyRow(
-        original=_percentiles(samples.original),
-        compressed=_percentiles(samples.compressed),
-        ratio=float(np.median(ratios)),
-        interval=median_interval(ratios, seed=seed),
-        pairs=len(ratios),
-        calls_per_sample=samples.calls,
+    """Samples of sessions just opened; calls a sample are those of the first round."""
+    first, second = runs
+    return sample_pairs(
+        lambda: first(feeds),
+        lambda: second(feeds),
+        pairs,
+        seconds,
+        least=2,
+        calls=before[0].calls if before else None,
     )
+
+
+def summarise(rounds: Sequence[Samples]) -> LatencyRow:
+    """Percentiles of each model over all samples, and the ratio with its 99 % interval.
+
+    Args:
+        rounds: At least two, each of at least two pairs.
+    """
+    from scipy import special  # here: it takes longer to import than rankc to start
+
+    logs = np.array([_log_ratio(samples) for samples in rounds])
+    mean, degrees = float(logs.mean()), len(logs) - 1
+    quantile = float(special.stdtrit(degrees, (1 + LEVEL) / 2))
+    half = quantile * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    row = LatencyRow(
+        original=_percentiles(np.concatenate([samples.original for samples in rounds])),
+        compressed=_percentiles(np.concatenate([samples.compressed for samples in rounds])),
+        ratio=math.exp(mean),
+        interval=(math.exp(mean - half), math.exp(mean + half)),
+        pairs=sum(len(samples.original) for samples in rounds),
+        rounds=len(rounds),
+        calls_per_sample=rounds[0].calls,
+    )
+    walls = [samples.wall for samples in rounds if samples.wall is not None]
+    if walls:
+        before, after = map(float, np.median(np.concatenate(walls), axis=0) / 1e6)
+        row["wall_p50_ms"] = (before, after)
+    return row
+
+
+def _log_ratio(samples: Samples) -> float:
+    logs = np.log(samples.compressed / samples.original)
+    return float(np.median(logs[::2]) + np.median(logs[1::2])) / 2
 
 
 def batch_of(rows: Feeds, size: int, batched: Collection[str]) -> dict[str, NDArray[Any]]:
@@ -136,44 +152,3 @@ def batch_of(rows: Feeds, size: int, batched: Collection[str]) -> dict[str, NDAr
 def _percentiles(nanoseconds: NDArray[np.float64]) -> Percentiles:
     p50, p90, p95, p99 = map(float, np.percentile(nanoseconds, [50, 90, 95, 99]) / 1e6)
     return Percentiles(p50_ms=p50, p90_ms=p90, p95_ms=p95, p99_ms=p99)
-
-
-def _calls_per_sample(call: Callable[[], object]) -> int:
-    """Warm up, then double the calls until a sample is long enough for the clock."""
-    for _ in range(_WARM_UP):
-        call()
-    wanted = max(_SAMPLE_NS, _TICKS * _tick_ns())
-    calls = 1
-    while (each := _sample(call, calls)) * calls < wanted:
-        # A call below the clock's step reads as 0: double blindly then.
-        calls = max(2 * calls, math.ceil(wanted / each) if each else 0)
-    return calls
-
-
-def _sample(call: Callable[[], object], calls: int) -> float:
-    """CPU nanoseconds of one call in this thread, averaged over `calls` of them."""
-    started = time.thread_time_ns()
-    for _ in range(calls):
-        call()
-    return (time.thread_time_ns() - started) / calls
-
-
-def _tick_ns() -> int:
-    """The step of the clock; Windows announces 100 ns and moves by 15.6 ms."""
-    first = time.thread_time_ns()
-    now = first
-    while now == first:
-        now = time.thread_time_ns()
-    return now - first
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep Python's garbage collector out of the samples, as `timeit` does."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()

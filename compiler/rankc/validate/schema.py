@@ -63,9 +63,11 @@ class LatencyRow(TypedDict):
 
     original: Percentiles
     compressed: Percentiles
-    ratio: float  # median over pairs of compressed / original
+    ratio: float  # compressed / original: of rounds their mean, of a round's pairs the median
     interval: tuple[float, float]  # of the ratio, at the level that `latency_how` names
     pairs: int
+    rounds: NotRequired[int]  # in each of which both models were opened afresh
+    wall_p50_ms: NotRequired[tuple[float, float]]  # wall clock, of a busy machine too: not gated
     calls_per_sample: tuple[int, int]  # a sample is the mean of so many calls: original, compressed
 
 
