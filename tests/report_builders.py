@@ -29,6 +29,8 @@ def layer(site: str = "mlp.0", **more: Any) -> dict[str, Any]:
         "operator": "Gemm",
         "error": 0.05,
         "energy": 0.95,
+        "energies_of": 6,
+        "energies_form": "",
         "energies": [0.6, 0.35, 0.03, 0.015, 0.004, 0.001],
         "costs": {"size_bytes": 112, "macs": 28, "parameters": 28},
         "dense_costs": {"size_bytes": 192, "macs": 48, "parameters": 48},

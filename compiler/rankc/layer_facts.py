@@ -75,6 +75,7 @@ class Layer(TypedDict):
     energy: float  # share that is kept: 1 - error
     energies: list[float]  # of the directions, falling, shares of 1; means where drawn together
     energies_of: int  # directions
+    energies_form: str  # whose they are: the form whose last rank is the site's own
     costs: Costs  # of the site's own weights, as in plan.json
     dense_costs: Costs
     loss: float  # predicted; 0 where dense
@@ -98,12 +99,13 @@ def layers_of(draft: Draft, plan: Plan) -> list[Layer]:
         key = offer.site.pass_name, offer.site.name
         owner, solution = draft.sites.owners[offer.site], draft.solutions[offer.site]
         every = every_rank(owner).cost(offer.site, solution)
-        energies = spectrum(every, offer.site.full_rank).energies
+        seen = spectrum(every, offer.site.full_rank)
         operator, _ = operator_of(draft.model, offer.site.name)
         choice = chosen.get(key)
         entry = _dense(offer, dense[key]) if choice is None else _rewritten(offer, choice)
-        entry |= {"operator": operator, "energies": drawn_together(energies)}
-        found.append(cast(Layer, entry | {"energies_of": len(energies)}))
+        entry |= {"operator": operator, "energies": drawn_together(seen.energies)}
+        entry |= {"energies_of": len(seen.energies), "energies_form": seen.form}
+        found.append(cast(Layer, entry))
     return found
 
 

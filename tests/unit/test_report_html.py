@@ -6,10 +6,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rankc.report import report_html
+from rankc.report.layer_rows import directions
 from rankc.report.page import printable
 from rankc.report.report_html import FIGURES, LINES
+from rankc.report.spectrum import x_of
 from rankc.report.text import TIMES
 from report_builders import (
     EVIL,
@@ -142,9 +146,37 @@ def test_every_picture_says_in_words_what_it_shows() -> None:
     texts = [words(picture.find("desc")) for picture in pictures]
     assert "95 % interval from -0.0001 to 0.0002; the gate: drop ≤ 0.001" in texts[0]
     assert "2 pass every gate. The chosen one has 0.8155." in texts[1]
-    assert "Rank 2 of 6 was chosen, with 95.0 % of the energy; 5.00 % of the" in texts[2]
+    assert "Rank 2 of 6 was chosen: 5.00 % of the output's variance is lost." in texts[2]
     assert "Left dense." in texts[3]
     assert bare(texts[4]).startswith(bare("floor 0.00010 (0.00030 to +0.00010); compression"))
+
+
+def test_a_rank_of_another_form_stands_where_as_much_is_kept() -> None:
+    found = layers(layer(form="tucker-8", energies_form="channel", rank=3, full_rank=9, error=0.06))
+    figure = tree(proof(), plan(), layers=found).find(".//section[@id='layers']//svg")
+    assert figure is not None
+    assert "Rank 3 of 9 as tucker-8 was chosen" in words(figure)
+    assert "as if 2 of these directions were kept" in words(figure)
+    line = figure.find("./line[@class='few']")
+    assert line is not None and float(line.attrib["x1"]) == x_of(2, 6)
+
+
+@given(
+    energies=st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=50).map(
+        lambda e: sorted((v / sum(e) for v in e), reverse=True)
+    ),
+    share=st.floats(0.01, 0.999),
+)
+def test_directions_are_the_fewest_with_a_share(energies: list[float], share: float) -> None:
+    found = directions(energies, len(energies), share)
+    assert sum(energies[:found]) >= share - 1e-9
+    assert sum(energies[: found - 1]) <= share + 1e-9
+
+
+def test_directions_drawn_together_share_evenly() -> None:
+    assert directions([0.06, 0.04], 20, 0.3) == 5
+    assert directions([0.06, 0.04], 20, 0.8) == 15
+    assert directions([0.0, 0.0], 20, 0.5) == 20
 
 
 def test_ids_are_unique_and_links_lead_somewhere() -> None:

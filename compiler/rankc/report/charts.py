@@ -122,6 +122,11 @@ def plain(value: float, step: float) -> str:
     return text.replace("-", "\N{MINUS SIGN}", 1) if value < 0 else text
 
 
+def short(label: str, most: int) -> str:
+    """A label that has no more characters than fit."""
+    return label if len(label) <= most else f"{label[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def intervals(
     name: str,
     words: str,
@@ -135,7 +140,7 @@ def intervals(
     scale = axis(reach if limit is None else [*reach, limit], NAMES, WIDTH - 26, label, 3)
     spans = tuple(
         Span(
-            each,
+            short(each, 14),
             scale.at(value),
             None if interval is None else scale.at(interval[0]),
             None if interval is None else scale.at(interval[1]),
@@ -195,7 +200,7 @@ def scatter(
         across.ticks,
         up.ticks,
         x[0],
-        y[0],
+        short(y[0], 50),
     )
 
 
@@ -210,6 +215,6 @@ def _levels(found: Sequence[tuple[str, str, float]]) -> tuple[Level, ...]:
     """The labels of the upper lines above them, that of the lowest below."""
     ordered = sorted(found, key=lambda each: each[2])
     return tuple(
-        Level(label, kind, y, y - 4 if k == 0 or k < len(ordered) - 1 else y + 12)
+        Level(short(label, 40), kind, y, y - 4 if k == 0 or k < len(ordered) - 1 else y + 12)
         for k, (label, kind, y) in enumerate(ordered)
     )

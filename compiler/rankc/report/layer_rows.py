@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,12 +70,36 @@ def _figure(one: Mapping[str, Any]) -> Figure:
     words = f"Share of the energy of each of {full} directions, falling from {first} to {last}. "
     if rank is None:
         return spectrum(one["site"], words + "Left dense.", energies, full, (), steps=STEPS)
-    kept = one.get("energy")
-    words += f"Rank {rank} of {one['full_rank']} was chosen"
-    words += "" if kept is None else f", with {percent(kept)} of the energy"
-    words += f"; {percent(one['error'])} of the variance of the output is lost."
-    line = mark(f"rank {rank}", "most", min(rank, full), full)
-    return spectrum(one["site"], words, energies, full, (line,), steps=STEPS)
+    words += f"{_chosen(one)} was chosen: {percent(one['error'])} of the output's variance is lost"
+    form = one.get("form") or ""
+    if form == one.get("energies_form", form):
+        line = mark(f"rank {rank}", "most", min(rank, full), full)
+    else:
+        same = directions(energies, full, 1.0 - one["error"])
+        words += f", as if {same} of these directions were kept"
+        line = mark(f"rank {rank} as {form}", "few", same, full)
+    return spectrum(one["site"], f"{words}.", energies, full, (line,), steps=STEPS)
+
+
+def _chosen(one: Mapping[str, Any]) -> str:
+    return f"Rank {one['rank']} of {one['full_rank']}{one.get('form') and ' as ' + one['form']}"
+
+
+def directions(energies: Sequence[float], full: int, share: float) -> int:
+    """The fewest of `full` directions that have so much of the energy.
+
+    Args:
+        energies: Of the directions, falling; or, if fewer, means of neighbours.
+        full: The number of directions.
+        share: Of the energy, at most 1.
+    """
+    cuts = [k * full // len(energies) for k in range(len(energies) + 1)]
+    kept = 0.0
+    for energy, start, end in zip(energies, cuts, cuts[1:], strict=False):
+        if energy > 0 and kept + energy * (end - start) >= share:
+            return min(start + max(math.ceil((share - kept) / energy - 1e-9), 1), end)
+        kept += energy * (end - start)
+    return full
 
 
 def layer_rows(found: Sequence[Mapping[str, Any]], timed: Sequence[TimedLayer]) -> list[LayerRow]:
