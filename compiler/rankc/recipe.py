@@ -48,6 +48,10 @@ Metric = Literal[
     "macs_ratio",
     "latency_ms",
     "latency_ratio",
+    "throughput",
+    "energy_mj",
+    "load_ms",
+    "cold_start_ms",
 ]
 
 METRICS: tuple[str, ...] = get_args(Metric)
@@ -56,6 +60,12 @@ LABELLED = frozenset(  # need data.validation.label
         *("auc", "grouped_auc", "logloss", "ece", "accuracy_top1", "accuracy_top5"),
         *("perplexity", "mean_iou", "mse"),
     }
+)
+
+# What to do where energy is asked for and not measured.
+ENERGY_ELSEWHERE = (
+    "only a device that tells its power can measure energy: run `rankrt bench` on the bundle "
+    "there, an NVIDIA GPU or a Jetson"
 )
 
 Sensitivity = Literal["gradient", "fisher", "perturbation", "kl"]  # what a loss is measured by
@@ -207,6 +217,8 @@ class Gate:
     goal: Goal  # how `value` is meant
     value: float  # in the metric's unit, or in percent of the original's
     batch: Count | None = None  # latency gates: at which of latency.batch_sizes
+    # of latency_ms: of the samples, 50 if left out
+    percentile: Literal[50, 90, 95, 99] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

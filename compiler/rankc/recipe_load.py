@@ -20,7 +20,15 @@ from pydantic_core import ErrorDetails
 from rankc.errors import RecipeError
 from rankc.passbase import ExactPass, Pass
 from rankc.passes import EXACT_PASSES, PASSES
-from rankc.recipe import LABELLED, METRICS, NOT_KEYS, Gate, PassSpec, Recipe
+from rankc.recipe import (
+    ENERGY_ELSEWHERE,
+    LABELLED,
+    METRICS,
+    NOT_KEYS,
+    Gate,
+    PassSpec,
+    Recipe,
+)
 from rankc.recipe_yaml import Document, Steps, dotted, read
 
 PassTypes = Sequence[type[Any]]
@@ -271,7 +279,9 @@ def _undecidable(gate: Gate, recipe: Recipe) -> tuple[str, str] | None:
         return f"{gate.metric} needs labels", "name their array or column: data.validation.label"
     if validation is not None and gate.metric == "grouped_auc" and validation.group is None:
         return f"{gate.metric} needs groups", "name their array or column: data.validation.group"
-    timed = gate.metric in ("latency_ms", "latency_ratio")
+    if gate.metric == "energy_mj":
+        return "energy_mj is not measured by compiling, which times the CPU", ENERGY_ELSEWHERE
+    timed = gate.metric in ("latency_ms", "latency_ratio", "throughput")
     if timed and gate.batch not in sizes:
         asked = (
             "batch is not given" if gate.batch is None else f"batch {gate.batch} is not measured"
@@ -279,6 +289,8 @@ def _undecidable(gate: Gate, recipe: Recipe) -> tuple[str, str] | None:
         return asked, f"latency.batch_sizes: {', '.join(map(str, sizes))}"
     if gate.batch is not None and not timed:
         return f"{gate.metric} has no batch", "leave batch out"
+    if gate.percentile is not None and gate.metric != "latency_ms":
+        return f"{gate.metric} has no percentile", "leave percentile out"
     return None
 
 

@@ -10,7 +10,7 @@ import pytest
 from builders import mlp, mlp_rows, model_of, weight
 from rankc.errors import MachineError
 from rankc.validate.footprint import footprint
-from rankc.validate.memory import peak_memory_bytes
+from rankc.validate.startup import start_in_turn
 
 
 def saved(model: ir.Model, folder: Path, name: str = "model.onnx") -> Path:
@@ -95,12 +95,15 @@ def test_peak_memory_sees_what_the_model_takes(tmp_path: Path) -> None:
     tape.op("ReduceSum", [tape.op("MatMul", [x, wide])], name="sum", output=y)
     large = saved(model_of(tape, [x], [y]), tmp_path, "large.onnx")
     feeds = {"x": mlp_rows(2)}
-    less, more = peak_memory_bytes(small, feeds), peak_memory_bytes(large, feeds)
+    first, second = start_in_turn((small, large), feeds, repeats=1)
+    less, more = first.peak_memory_bytes, second.peak_memory_bytes
     assert less is not None
     assert more is not None
     assert 0 < less < 32e6 < more < 200e6
+    for one in (first, second):  # a start has the interpreter and numpy in it, too
+        assert 0 < one.times["load_ms"] < one.times["cold_start_ms"]
 
 
 def test_memory_of_a_model_that_does_not_run(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=r"model\.onnx: could not be opened and run .*missing"):
-        peak_memory_bytes(saved(mlp(), tmp_path), {"z": mlp_rows(1)})
+        start_in_turn((saved(mlp(), tmp_path),), {"z": mlp_rows(1)}, repeats=1)

@@ -43,6 +43,7 @@ _ALWAYS = frozenset(
 )
 _BY_LABELS = frozenset({"auc", "accuracy_top1", "mse"})
 _WITHOUT_LABELS = frozenset({"mean_abs_err", "max_abs_err", "kl_div"})  # shown for want of those
+_TIMED = frozenset({"latency_ms", "latency_ratio", "throughput"})
 _GATED_BY = {"size_ratio": "size_bytes", "params_ratio": "params", "macs_ratio": "macs"}
 
 
@@ -71,6 +72,11 @@ def table_rows(metrics: Metrics) -> list[Row]:
     ]
     if "peak_memory_bytes" in measured:
         rows.append(_memory(measured["peak_memory_bytes"], metrics))
+    if (starts := metrics.get("startup")) is not None:
+        before, after = starts["original"], starts["compressed"]
+        rows.append(_start("load_ms", "load", before["load_ms"], after["load_ms"], metrics))
+        cold = before["cold_start_ms"], after["cold_start_ms"]
+        rows.append(_start("cold_start_ms", "cold start", *cold, metrics))
     return rows
 
 
@@ -177,9 +183,15 @@ def _latency(size: int, row: LatencyRow, metrics: Metrics) -> Row:
     change = f"{row['ratio']:.2f}{text.TIMES} ({low:.2f}{text.RANGE}{high:.2f})"
     before, after = row["original"]["p50_ms"], row["compressed"]["p50_ms"]
     cells = (text.duration(before), text.duration(after), change)
-    gates = [g for g in metrics["gates"] if g["metric"].startswith("latency_")]
+    gates = [g for g in metrics["gates"] if g["metric"] in _TIMED]
     mine = [g for g in gates if g["batch"] == size]
     return _row(f"latency b{size}", cells, change, mine, essential=True)
+
+
+def _start(metric: str, label: str, before: float, after: float, metrics: Metrics) -> Row:
+    gates = [g for g in metrics["gates"] if g["metric"] == metric]
+    cells = (text.duration(before), text.duration(after), f"{after / before:.2f}{text.TIMES}")
+    return _row(label, cells, cells[2], gates, essential=False)
 
 
 def _memory(pair: Measured, metrics: Metrics) -> Row:

@@ -18,16 +18,17 @@ from rankc.validate.estimates import Estimate, bootstrapped
 from rankc.validate.footprint import footprint
 from rankc.validate.gates import finish, require_measured
 from rankc.validate.latency import CLOCK, LEVEL, SCOPE, batch_of, compare_latency
-from rankc.validate.memory import peak_memory_bytes
 from rankc.validate.own import Own
 from rankc.validate.quantities import known_to
 from rankc.validate.sampling import one_core
 from rankc.validate.schema import FORMAT, LatencyHow, Measured, Metrics, Ratios
 from rankc.validate.scoring import Scored, batched_inputs, score
+from rankc.validate.startup import start_in_turn
 from rankrt.session import Session, open_model
 
 LATENCY_SECONDS = 12.0  # of CPU time, for all batch sizes together
 _RESAMPLES = 1000
+_STARTS = 3  # processes a model; 1 where few repeats are asked for
 _SCORED, _BOOTSTRAP, _TIMED = 10, 15, 90  # where the progress bar stands after each, in percent
 
 
@@ -85,7 +86,7 @@ def validate(
     batches = {size: batch_of(scored.head, size, batched_inputs(before.inputs)) for size in sizes}
     del before, after  # memory: they are opened again to be timed
     _add_latency(metrics, original, compressed, batches, recipe, stage)
-    _add_memory(metrics, original, compressed, batches)
+    _add_startup(metrics, original, compressed, batches, recipe.latency.repeats)
     if stage:
         stage.note(f"{scored.rows:,} rows")
     return finish(metrics, recipe.gates)
@@ -240,20 +241,25 @@ def _add_latency(
     metrics["latency_how"]["pinned"] = pinned
 
 
-def _add_memory(
+def _add_startup(
     metrics: Metrics,
     original: Path,
     compressed: Path,
     batches: Mapping[int, Mapping[str, Array]],
+    repeats: int,
 ) -> None:
     if not batches:
-        metrics["unavailable"]["peak_memory_bytes"] = "latency.batch_sizes is empty"
+        needy = ("peak_memory_bytes", "load_ms", "cold_start_ms")
+        metrics["unavailable"].update(dict.fromkeys(needy, "latency.batch_sizes is empty"))
         return
     size = max(batches)
-    before = peak_memory_bytes(original, batches[size])
-    after = peak_memory_bytes(compressed, batches[size])
-    if before is None or after is None:
+    starts = _STARTS if repeats >= _STARTS * 5 else 1
+    before, after = start_in_turn((original, compressed), batches[size], starts)
+    metrics["startup"] = {"original": before.times, "compressed": after.times}
+    metrics["memory_batch"] = size
+    if before.peak_memory_bytes is None or after.peak_memory_bytes is None:
         metrics["unavailable"]["peak_memory_bytes"] = "this system does not tell a process's peak"
         return
-    metrics["memory_batch"] = size
-    metrics["metrics"]["peak_memory_bytes"] = _measured(before, after)
+    metrics["metrics"]["peak_memory_bytes"] = _measured(
+        before.peak_memory_bytes, after.peak_memory_bytes
+    )

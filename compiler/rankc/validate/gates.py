@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from rankc.errors import Exit, RecipeError
-from rankc.recipe import Gate, Recipe
+from rankc.recipe import ENERGY_ELSEWHERE, Gate, Recipe
 from rankc.validate.quantities import (
     MINUS,
     QUANTITIES,
@@ -42,7 +42,7 @@ class GateResult:
 
     def row(self) -> GateRow:
         """As in metrics.json."""
-        return GateRow(
+        row = GateRow(
             metric=self.gate.metric,
             goal=self.gate.goal,
             value=self.gate.value,
@@ -53,6 +53,9 @@ class GateResult:
             text=self.text,
             message=self.message,
         )
+        if self.gate.metric == "latency_ms":
+            row["percentile"] = self.gate.percentile or 50
+        return row
 
 
 def check_gates_possible(recipe: Recipe) -> None:
@@ -126,6 +129,10 @@ def _problem(gate: Gate, recipe: Recipe) -> str:
         return f"{gate.metric} needs labels; name their column in data.validation.label"
     if quantity.needs == "group" and validation is not None and validation.group is None:
         return f"{gate.metric} needs groups; name their column in data.validation.group"
+    if gate.metric == "energy_mj":
+        return f"energy_mj is not measured by compiling, which times the CPU; {ENERGY_ELSEWHERE}"
+    if gate.percentile is not None and gate.metric != "latency_ms":
+        return f"{gate.metric} has no percentile; leave `percentile` out"
     return _batch_problem(gate, quantity, recipe.latency.batch_sizes) or _value_problem(
         gate, quantity
     )
@@ -162,7 +169,8 @@ def _value_problem(gate: Gate, quantity: Quantity) -> str:
 
 def _decide(gate: Gate, metrics: Metrics) -> GateResult:
     known = known_to(metrics)
-    pair = observe(metrics, gate.metric, gate.batch) if gate.metric in known else None
+    at = gate.batch, gate.percentile
+    pair = observe(metrics, gate.metric, *at) if gate.metric in known else None
     if pair is None:
         raise RecipeError(_not_measured(gate, metrics))
     quantity = known[gate.metric]
@@ -227,16 +235,18 @@ def _verb(gate: Gate, quantity: Quantity) -> str:
 
 
 def _message(gate: Gate, quantity: Quantity, observed: float, metrics: Metrics) -> str:
-    name = gate.metric if gate.batch is None else f"{gate.metric} at batch {gate.batch}"
+    name = gate.metric if gate.percentile is None else f"p{gate.percentile} of {gate.metric}"
+    name += "" if gate.batch is None else f" at batch {gate.batch}"
+    where = f" on {metrics['latency_how']['device']}" if quantity.per_batch else ""
     allowed = _amount(gate.value, gate, quantity)
     verb = _verb(gate, quantity)
     word = "asks for" if _at_least(gate, quantity) else "allows"
     if verb == "is":
-        return f"{name} is {_amount(observed, gate, quantity)}, the gate {word} {allowed}"
+        return f"{name} is {_amount(observed, gate, quantity)}{where}, the gate {word} {allowed}"
     seen = verb if observed >= 0 else _OPPOSITE[verb]
     wanted = f"a {_VERBS[verb]} of {allowed}" if seen != verb else allowed
     size = _amount(abs(observed), gate, quantity)
-    return f"{name} {seen} by {size}{_range(gate, metrics, seen)}, the gate {word} {wanted}"
+    return f"{name} {seen} by {size}{_range(gate, metrics, seen)}{where}, the gate {word} {wanted}"
 
 
 def _range(gate: Gate, metrics: Metrics, seen: str) -> str:

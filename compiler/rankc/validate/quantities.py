@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from rankc.validate.schema import Better, Kind, Metrics
+from rankc.recipe import ENERGY_ELSEWHERE
+from rankc.validate.schema import Better, Kind, LatencyRow, Metrics, Percentiles
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 MINUS = "\N{MINUS SIGN}"
@@ -100,6 +101,18 @@ QUANTITIES = {
             relative=True,
             needs="rows",
         ),
+        Quantity("throughput", True, "performance", " rows/s", per_batch=True, needs="rows"),
+        Quantity(
+            "energy_mj",
+            False,
+            "performance",
+            " mJ",
+            per_batch=True,
+            needs="rows",
+            otherwise=ENERGY_ELSEWHERE,
+        ),
+        Quantity("load_ms", False, "performance", " ms", needs="rows"),
+        Quantity("cold_start_ms", False, "performance", " ms", needs="rows"),
     )
 }
 
@@ -115,8 +128,12 @@ def known_to(metrics: Metrics) -> Mapping[str, Quantity]:
     return {**QUANTITIES, **{name: own_quantity(name, better) for name, better in own.items()}}
 
 
-def observe(metrics: Metrics, name: str, batch: int | None) -> tuple[float, float] | None:
+def observe(
+    metrics: Metrics, name: str, batch: int | None, percentile: int | None = None
+) -> tuple[float, float] | None:
     """What the original and the compressed model have of a quantity, or None if not measured.
+
+    `percentile` is of a latency, 50 by default.
 
     For a relative quantity the first is 1: the original against itself.
     """
@@ -126,13 +143,39 @@ def observe(metrics: Metrics, name: str, batch: int | None) -> tuple[float, floa
         return None if ratio is None else (1.0, ratio)
     if quantity.per_batch:
         row = metrics["latency"].get(str(batch))
-        if row is None:
-            return None
-        if name == "latency_ratio":
-            return 1.0, row["ratio"]
-        return row["original"]["p50_ms"], row["compressed"]["p50_ms"]
+        return None if row is None or batch is None else _timed(row, name, batch, percentile or 50)
+    if name in ("load_ms", "cold_start_ms"):
+        return _started(metrics, name)
     measured = metrics["metrics"].get(name)
     return None if measured is None else (measured["original"], measured["compressed"])
+
+
+def _timed(row: LatencyRow, name: str, batch: int, percentile: int) -> tuple[float, float] | None:
+    if name == "latency_ratio":
+        return 1.0, row["ratio"]
+    if name == "energy_mj":
+        return row.get("energy_mj")
+    times = [_PERCENTILES[percentile](of) for of in (row["original"], row["compressed"])]
+    if name == "throughput":
+        times = [1e3 * batch / milliseconds for milliseconds in times]
+    return times[0], times[1]
+
+
+_PERCENTILES: dict[int, Callable[[Percentiles], float]] = {
+    50: lambda of: of["p50_ms"],
+    90: lambda of: of["p90_ms"],
+    95: lambda of: of["p95_ms"],
+    99: lambda of: of["p99_ms"],
+}
+
+
+def _started(metrics: Metrics, name: str) -> tuple[float, float] | None:
+    if "startup" not in metrics:
+        return None
+    before, after = metrics["startup"]["original"], metrics["startup"]["compressed"]
+    if name == "load_ms":
+        return before["load_ms"], after["load_ms"]
+    return before["cold_start_ms"], after["cold_start_ms"]
 
 
 _RATIOS = frozenset({"size_ratio", "params_ratio", "macs_ratio"})
@@ -157,5 +200,9 @@ def available(metrics: Metrics) -> list[str]:
     ]
     sizes = ", ".join(metrics["latency"])
     if sizes:
-        found += [f"{name} (batch {sizes})" for name, q in QUANTITIES.items() if q.per_batch]
+        found += [
+            f"{name} (batch {sizes})"
+            for name, q in QUANTITIES.items()
+            if q.per_batch and all(observe(metrics, name, int(b)) for b in metrics["latency"])
+        ]
     return found

@@ -68,6 +68,7 @@ class LatencyRow(TypedDict):
     pairs: int
     rounds: NotRequired[int]  # in each of which both models were opened afresh
     wall_p50_ms: NotRequired[tuple[float, float]]  # wall clock, of a busy machine too: not gated
+    energy_mj: NotRequired[tuple[float, float]]  # of one call; where a device tells its power
     calls_per_sample: tuple[int, int]  # a sample is the mean of so many calls: original, compressed
 
 

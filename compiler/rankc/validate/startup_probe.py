@@ -1,13 +1,16 @@
-"""Run by `memory.py` in a fresh interpreter: how much memory one model adds.
+"""Run by `startup.py` in a fresh interpreter: what one model costs until it has answered.
 
 Imports the runtime only: what the compiler's own imports free again would hide what a model takes.
-Usage: memory_probe.py MODEL FEEDS.npz; prints bytes, or nothing where the system cannot tell.
+Usage: startup_probe.py MODEL FEEDS.npz STARTED; STARTED: `time.monotonic_ns()` when the process was
+started. Prints JSON: `load_ns`, `cold_ns` and `peak_bytes`, null where the system cannot tell.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +20,24 @@ from rankrt.session import open_model
 _STATUS = Path("/proc/self/status")
 
 
-def main(model: str, feeds_file: str) -> None:
-    """Print the peak of opening the model and running one batch, less what was used before."""
+def main(model: str, feeds_file: str, started: str) -> None:
+    """Print what opening the model and running one batch took, reading the batch left out."""
+    reading = time.monotonic_ns()
     with np.load(feeds_file, allow_pickle=False) as archive:
         feeds = dict(archive)
     before = _reset()
-    open_model(Path(model), threads=1).run(feeds)
+    opening = time.monotonic_ns()
+    session = open_model(Path(model), threads=1)
+    opened = time.monotonic_ns()
+    session.run(feeds)
+    answered = time.monotonic_ns()
     after = _peak()
-    if before is not None and after is not None:
-        print(max(after - before, 0))
+    found = {
+        "load_ns": opened - opening,
+        "cold_ns": answered - int(started) - (opening - reading),
+        "peak_bytes": None if before is None or after is None else max(after - before, 0),
+    }
+    print(json.dumps(found))
 
 
 def _reset() -> int | None:
@@ -54,4 +66,4 @@ def _status(field: str) -> int | None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:4])
