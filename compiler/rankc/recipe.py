@@ -55,6 +55,8 @@ Metric = Literal[
 ]
 
 METRICS: tuple[str, ...] = get_args(Metric)
+_ANY_METRIC = {"anyOf": [{"enum": list(METRICS)}, {"type": "string"}]}  # editors offer the first
+MetricName = Annotated[str, WithJsonSchema(_ANY_METRIC)]
 LABELLED = frozenset(  # need data.validation.label
     {
         *("auc", "grouped_auc", "logloss", "ece", "accuracy_top1", "accuracy_top5"),
@@ -213,7 +215,7 @@ class Refit:
 class Gate:
     """One promise, checked on the finished model. `metric` names a row of metrics.json."""
 
-    metric: Metric | str  # what is measured; text: a name out of `metrics`
+    metric: MetricName  # what is measured: see docs/validation.md; or a name out of `metrics`
     goal: Goal  # how `value` is meant
     value: float  # in the metric's unit, or in percent of the original's
     batch: Count | None = None  # latency gates: at which of latency.batch_sizes

@@ -373,6 +373,43 @@ def test_labels_are_one_number_a_row_or_one_a_place(tmp_path: Path) -> None:
         joined(opened(tmp_path, "rows.npz", label="y"))
 
 
+def test_groups_are_numbers_or_text(tmp_path: Path) -> None:
+    names = np.array([f"user {i % 3}" for i in range(10)])
+    write_npz(
+        tmp_path, rows() | {"who": names, "many": np.zeros((10, 2)), "bad": np.full(10, np.nan)}
+    )
+    batches = list(opened(tmp_path, "rows.npz", group="who", batch_size=4).batches())
+    groups = [batch.groups for batch in batches if batch.groups is not None]
+    assert np.concatenate(groups).tolist() == names.tolist()
+    assert batches[0].labels is None
+    with pytest.raises(DataError, match=r"group many .* must hold one number or text a row"):
+        joined(opened(tmp_path, "rows.npz", group="many"))
+    with pytest.raises(DataError, match=r"group bad, row 0: nan"):
+        joined(opened(tmp_path, "rows.npz", group="bad"))
+    with pytest.raises(DataError, match=r"no array whom; it has: "):
+        opened(tmp_path, "rows.npz", group="whom")
+    write_npz(tmp_path, rows() | {"who": names[:9]})
+    with pytest.raises(DataError, match=r"the arrays differ in rows: .*who 9"):
+        opened(tmp_path, "rows.npz", group="who")
+
+
+def test_groups_out_of_tables(tmp_path: Path) -> None:
+    spec = [TensorSpec("x", "float32", ("batch", 2)), TensorSpec("i", "int64", ("batch",))]
+    text = "x_0,x_1,i,who\n0.5,1,3,ann\n1.5,2,4,bob\n"
+    (tmp_path / "t.csv").write_text(text, "utf-8")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"x_0": [0.5, 1.5], "x_1": [1.0, 2.0], "i": [3, 4], "who": ["ann", "bob"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    for file in ("t.csv", "t.parquet"):
+        for group, expected in (("who", ["ann", "bob"]), ("i", [3, 4]), ("x_1", [1.0, 2.0])):
+            (batch,) = opened(tmp_path, file, spec, group=group).batches()
+            assert batch.groups is not None and batch.groups.tolist() == expected
+            assert batch.feeds["x"].tolist() == [[0.5, 1.0], [1.5, 2.0]]
+        with pytest.raises(DataError, match="no column whom; it has: i, who"):
+            opened(tmp_path, file, spec, group="whom")
+
+
 @pytest.mark.parametrize(
     ("path", "says"),
     [

@@ -108,12 +108,13 @@ class CsvFile(_Table):
             raise DataError(f"{self.path}: there are no rows in it")
         floats = {spec.name for spec in self._wanted.inputs if np.dtype(spec.dtype).kind == "f"}
         self._floats = {*floats, self._wanted.label}
-        self._first: dict[
-            str, str
-        ] = {}  # whose values a column has; a group's that is also another's are that's
+        # Whose values a column has; those of a group that are another's, too, are numbers.
+        self._first: dict[str, str] = {}
         for name, parts in self._columns.items():
             for part in parts:
                 self._first.setdefault(part, name)
+        named = {*(spec.name for spec in self._wanted.inputs), self._wanted.label}
+        self._text = {self._wanted.group} - named
 
     def _lines(self) -> Iterator[list[str]]:
         try:
@@ -136,7 +137,7 @@ class CsvFile(_Table):
             yield self._joined(
                 {
                     part: np.array(text[part])
-                    if name == self._wanted.group
+                    if name in self._text
                     else self._numbers(part, text[part], name in self._floats, start)
                     for part, name in self._first.items()
                 }

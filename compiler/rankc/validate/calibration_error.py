@@ -21,20 +21,20 @@ BINS = 15
 _EDGES = np.linspace(0.0, 1.0, BINS + 1)[1:-1]
 
 
-def add_ece(found: Judgement, confidence: Floats, right: Floats) -> None:
+def add_ece(found: Judgement, confidence: Floats, right: NDArray[np.bool_]) -> None:
     """The error of both models.
 
     Args:
         found: Where it goes.
         confidence: Of the original and of the compressed model in each row, 0 to 1, (2, rows).
-        right: Whether each was right, 0 or 1, (2, rows).
+        right: Whether each was right, (2, rows).
     """
     before, after = (_statistic(*_binned(*one)) for one in zip(confidence, right, strict=True))
     once = np.ones(confidence.shape[1], np.int64)
     found.add("ece", (before(once), after(once)), before, after)
 
 
-def _binned(confidence: Floats, correct: Floats) -> tuple[NDArray[np.uint8], Floats]:
+def _binned(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], Floats]:
     """The bin of each row, and what it adds to it."""
     return np.searchsorted(_EDGES, confidence).astype(np.uint8), confidence - correct
 

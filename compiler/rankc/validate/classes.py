@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rankc.errors import DataError
 from rankc.validate.calibration_error import add_ece
 from rankc.validate.judgement import NO_LABELS, Judgement
-from rankc.validate.metrics import Floats, one_label_a_row
+from rankc.validate.metrics import Floats, joined, one_label_a_row
 from rankc.validate.proportions import compare_accuracies, share_estimate
 from rankc.validate.readings import CONFIDENCES, KL, LOSSES, Classes, Readings, mixed
 
@@ -105,10 +105,10 @@ class Classifier:
     def judge(self) -> Judgement:
         """Accuracies, logloss, calibration, agreement and divergence, or why there are none."""
         found = Judgement()
-        same = np.concatenate(self._same)
+        same = joined(self._same)
         found.pairs["top1_agreement"] = (1.0, float(same.mean()))
         found.estimates["top1_agreement"] = partial(share_estimate, same)
-        ranks = np.concatenate(self._ranks, axis=1) if self._ranks else None
+        ranks = joined(self._ranks) if self._ranks else None
         wide = f"output '{self.output}' has more than one number a row"
         found.unavailable["auc"] = NO_LABELS if ranks is None else wide
         self._add_accuracies(found, ranks)
@@ -122,7 +122,7 @@ class Classifier:
             found.unavailable.update(logloss=NO_LABELS, ece=NO_LABELS)
         else:
             found.add_mean("logloss", *numbers[LOSSES])
-            add_ece(found, numbers[CONFIDENCES], (ranks == 0).astype(np.float64))
+            add_ece(found, numbers[CONFIDENCES], ranks == 0)
         return found
 
     def _add_accuracies(self, found: Judgement, ranks: NDArray[np.int32] | None) -> None:

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from rankc.validate.judgement import Judgement, of_sums
-from rankc.validate.metrics import Floats
+from rankc.validate.metrics import Floats, joined
 
 EQUAL_DB = 320.0  # decibels of outputs that are equal: above what float64 tells apart, 319
 
@@ -47,9 +47,9 @@ class Distances:
     def judge(self) -> Judgement:
         """All batches are in; there is at least one row."""
         found = Judgement()
-        found.add_mean("mean_abs_err", 0.0, np.concatenate(self._means))
+        found.add_mean("mean_abs_err", 0.0, joined(self._means))
         found.pairs["max_abs_err"] = (0.0, self.max_abs_err)
-        sums = np.concatenate(self._sums, axis=1)
+        sums = joined(self._sums)
         totals, rows = sums.sum(axis=1), sums.shape[1]
         similar = of_sums(sums[:_SQUARED], cosine)
         found.add("cosine", (1.0, cosine(totals)), None, similar)

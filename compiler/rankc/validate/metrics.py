@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,16 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.bool_]
 
 CLIP = float(np.finfo(np.float64).eps)  # as scikit-learn's log_loss does for float64
+
+
+Entry = TypeVar("Entry", bound=np.generic)
+
+
+def joined(parts: list[NDArray[Entry]]) -> NDArray[Entry]:
+    """What was kept of all batches, (..., rows); the list is emptied, so that it is there once."""
+    whole = np.concatenate(parts, axis=-1)
+    parts.clear()
+    return whole
 
 
 def log_losses(labels: Labels, probabilities: Floats) -> Floats:

@@ -22,7 +22,7 @@ from rankc.data.user_code import CODE_PATH, load_function
 from rankc.errors import RecipeError
 from rankc.recipe import Recipe
 from rankc.validate.judgement import Judgement
-from rankc.validate.metrics import Floats
+from rankc.validate.metrics import Floats, joined
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class OwnSoFar:
         """All batches are in."""
         found = Judgement()
         if self.metrics:
-            values = np.concatenate(self._values, axis=2)
+            values = joined(self._values)
             for one, (before, after) in zip(self.metrics, values, strict=True):
                 found.add_mean(one.name, before, after)
         return found

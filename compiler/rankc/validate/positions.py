@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rankc.errors import DataError
 from rankc.validate.classes import FEWEST_FOR_TOP5, TOPS, as_classes, ranks_of
 from rankc.validate.judgement import Judgement, of_sums
-from rankc.validate.metrics import Floats
+from rankc.validate.metrics import Floats, joined
 from rankc.validate.readings import KL, LOSSES, Classes, Readings, mixed
 
 
@@ -94,7 +94,7 @@ class Positions:
         Raises:
             DataError: No position counts.
         """
-        found, sums = Judgement(), np.concatenate(self._sums, axis=1)
+        found, sums = Judgement(), joined(self._sums)
         count = sums[0]
         if not count.any():
             listed = " or ".join(map(str, self.ignored))

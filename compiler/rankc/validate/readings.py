@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from rankc.validate.metrics import CLIP, Floats
+from rankc.validate.metrics import CLIP, Floats, joined
 
 Classes = NDArray[np.int64]  # the class of each row, (rows,)
 
@@ -64,7 +64,7 @@ class Readings:
         sure = self._original_sums_to_one, self._compressed_sums_to_one
         if sure[0] != sure[1]:
             return None
-        return np.concatenate(self._as_probabilities if all(sure) else self._as_logits, axis=1)
+        return joined(self._as_probabilities if all(sure) else self._as_logits)
 
 
 def _numbers(

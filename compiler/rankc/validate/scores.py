@@ -19,7 +19,14 @@ from rankc.validate.calibration_error import add_ece
 from rankc.validate.delong import compare_aucs
 from rankc.validate.grouped import Codes, Groups, add_grouped_auc
 from rankc.validate.judgement import NO_LABELS, Judgement
-from rankc.validate.metrics import Floats, Labels, log_losses, one_label_a_row, require_both_classes
+from rankc.validate.metrics import (
+    Floats,
+    Labels,
+    joined,
+    log_losses,
+    one_label_a_row,
+    require_both_classes,
+)
 from rankc.validate.regression import judge_likeness, judge_numbers
 
 
@@ -55,19 +62,20 @@ class Scores:
         Raises:
             DataError: All labels are the same, or one is not finite.
         """
-        x, y = np.concatenate(self._numbers, axis=1)
+        numbers = joined(self._numbers)
+        x, y = numbers
         if not self._labels:
             found = judge_likeness(x, y, f"output '{self.output}'")
             found.unavailable.update(dict.fromkeys(_OF_CLASSES, NO_LABELS))
             return found
-        labels = np.concatenate(self._labels)
+        labels = joined(self._labels)
         positive = labels == 1
         if (others := ~(positive | (labels == 0))).any():
             return self._judge_numbers(labels, others, x, y)
         require_both_classes(positive, self.label)
-        found = judge_scores(positive, x, y, self.output)
+        found = judge_scores(positive, numbers, self.output)
         if self._groups:
-            add_grouped_auc(found, positive, (x, y), np.concatenate(self._groups), self.group)
+            add_grouped_auc(found, positive, (x, y), joined(self._groups), self.group)
         return found
 
     def _judge_numbers(
@@ -92,24 +100,23 @@ class Scores:
 _OF_CLASSES = ("auc", "logloss", "ece")
 
 
-def judge_scores(labels: Labels, x: Floats, y: Floats, output: str) -> Judgement:
+def judge_scores(labels: Labels, scores: Floats, output: str) -> Judgement:
     """AUC, and of probabilities logloss and calibration error.
 
     Args:
         labels: (rows,), both classes being there.
-        x: Scores of the original, (rows,).
-        y: Of the compressed model.
+        scores: Of the original and of the compressed model, (2, rows).
         output: Its name, for messages.
     """
     from sklearn.metrics import roc_auc_score
 
-    found = Judgement()
+    found, (x, y) = Judgement(), scores
     found.pairs["auc"] = float(roc_auc_score(labels, x)), float(roc_auc_score(labels, y))
     found.estimates["auc"] = partial(compare_aucs, labels, x, y)
-    if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) > 1:
+    if scores.min() < 0 or scores.max() > 1:
         why = f"output '{output}' leaves [0, 1], so it is no probability"
         found.unavailable.update(logloss=why, ece=why)
         return found
     found.add_mean("logloss", log_losses(labels, x), log_losses(labels, y))
-    add_ece(found, np.stack([x, y]), np.broadcast_to(labels.astype(np.float64), (2, len(x))))
+    add_ece(found, scores, np.broadcast_to(labels, scores.shape))
     return found

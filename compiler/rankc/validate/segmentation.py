@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankc.validate.judgement import Judgement, of_sums
-from rankc.validate.metrics import Floats
+from rankc.validate.metrics import Floats, joined
 from rankc.validate.positions import Counted, Positions
 
 Occurrences = NDArray[np.int32]
@@ -67,7 +67,7 @@ class Segmentation:
     def judge(self) -> Judgement:
         """Mean IoU; and accuracies, logloss, agreement and divergence, over pixels."""
         found = self.positions.judge()
-        counts = np.concatenate(self._counts, axis=2)
+        counts = joined(self._counts)
         statistics = []
         for first in (1, 3):
             columns = np.concatenate([counts[0], *counts[first : first + 2]])  # (3 classes, rows)

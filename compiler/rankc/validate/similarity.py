@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rankc.validate.judgement import Judgement
-from rankc.validate.metrics import Floats
+from rankc.validate.metrics import Floats, joined
 from rankc.validate.regression import judge_likeness
 
 
@@ -41,7 +41,7 @@ class Similarities:
 
     def judge(self) -> Judgement:
         """All batches are in."""
-        cosines = np.concatenate(self._cosines, axis=1) if self._cosines else np.empty((2, 0))
+        cosines = joined(self._cosines) if self._cosines else np.empty((2, 0))
         about = f"cosines of neighbouring rows of output '{self.output}'"
         return judge_likeness(cosines[0], cosines[1], about, every=2)
 
