@@ -1,0 +1,1 @@
+"""The report as people see it: `python -m benchmarks.report.screenshots`."""

@@ -25,7 +25,9 @@ _WATCHED = ("Page", "Runtime", "Log", "Network")
 
 
 def find_chromium() -> str | None:
-    """The path of a Chromium; None if there is none."""
+    """The path of a Chromium; None if there is none, or no way to talk to it (Windows)."""
+    if os.name != "posix":
+        return None
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -108,9 +110,9 @@ class Tab:
         kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
         return [json.dumps(e["params"]) for e in self.events if e.get("method") in kinds]
 
-    def picture(self, path: Path, width: int, height: int) -> None:
-        """Write the top of the page as PNG."""
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    def picture(self, path: Path, width: int, height: int, top: int = 0) -> None:
+        """Write a part of the page as PNG."""
+        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
         shot = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
 

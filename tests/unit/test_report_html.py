@@ -297,8 +297,10 @@ def test_the_same_content_gives_the_same_page() -> None:
 
 
 def test_hundreds_of_layers_stay_readable() -> None:
+    weights = [0.95**k for k in range(256)]  # as many steps as a curve can have
+    falling = [weight / sum(weights) / 4 for weight in weights]
     many = [
-        layer(f"encoder.layers.{k}.attention.self.value", loss=k * 1e-5, energies=[1 / 256] * 256,
+        layer(f"encoder.layers.{k}.attention.self.value", loss=k * 1e-5, energies=falling,
               energies_of=1024, full_rank=1024)
         for k in range(200)
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from rankc.validate.schema import LayerTime, Metrics, TimedLayer
 Layers = Mapping[str, Any]  # the content of layers.json
 Plan = Mapping[str, Any]  # the content of plan.json
 
-STEPS = 48  # of a curve: there may be hundreds of them
+FEW, COARSE = 64, 2.0  # of more directions, steps of fewer pixels are left out of a curve
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,10 +66,11 @@ def figures(found: Sequence[Mapping[str, Any]]) -> list[Figure]:
 def _figure(one: Mapping[str, Any]) -> Figure:
     energies = one["energies"]
     full = one.get("energies_of") or len(energies)
+    coarse = COARSE if len(energies) > FEW else 0.0
     rank, (first, last) = one["rank"], (percent(energies[0]), percent(energies[-1]))
     words = f"Share of the energy of each of {full} directions, falling from {first} to {last}. "
     if rank is None:
-        return spectrum(one["site"], words + "Left dense.", energies, full, (), steps=STEPS)
+        return spectrum(one["site"], words + "Left dense.", energies, full, (), coarse=coarse)
     words += f"{_chosen(one)} was chosen: {percent(one['error'])} of the output's variance is lost"
     form = one.get("form") or ""
     if form == one.get("energies_form", form):
@@ -78,7 +79,7 @@ def _figure(one: Mapping[str, Any]) -> Figure:
         same = directions(energies, full, 1.0 - one["error"])
         words += f", as if {same} of these directions were kept"
         line = mark(f"rank {rank} as {form}", "few", same, full)
-    return spectrum(one["site"], f"{words}.", energies, full, (line,), steps=STEPS)
+    return spectrum(one["site"], f"{words}.", energies, full, (line,), coarse=coarse)
 
 
 def _chosen(one: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ def spectrum(
     marks: tuple[Mark, ...],
     *,
     dear: float | None = None,
-    steps: int = STEPS,
+    coarse: float = 0.0,
 ) -> Figure:
     """Work out where everything goes.
 
@@ -76,10 +76,10 @@ def spectrum(
         full: The number of directions.
         marks: Ranks to be shown, from `mark`.
         dear: From which x on the ground is grey.
-        steps: The most steps that the curve may have.
+        coarse: Lower steps than this, in pixels, are left out: shorter where there are hundreds.
     """
-    starts, means = _steps(energies, full, steps)
-    line = _path(starts, means, full)
+    starts, means = _steps(energies, full)
+    line = _path(starts, [y_of(mean) for mean in means], full, coarse)
     return Figure(
         name=name,
         words=words,
@@ -112,20 +112,23 @@ def y_of(energy: float) -> float:
     return round(TOP + (BOTTOM - TOP) * max(depth, 0.0) / DECADES, 2)
 
 
-def _steps(energies: Sequence[float], full: int, most: int) -> tuple[list[int], list[float]]:
-    """At which direction each step of the curve begins, and how high it is."""
+def _steps(energies: Sequence[float], full: int) -> tuple[list[int], list[float]]:
+    """At which direction each step of the curve begins, and its share."""
     given = len(energies)
-    count = min(given, most)
+    count = min(given, STEPS)
     cuts = [k * given // count for k in range(count + 1)]
     means = [sum(energies[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
     return [cut * full // given for cut in cuts[:-1]], means
 
 
-def _path(starts: Sequence[int], heights: Sequence[float], full: int) -> str:
+def _path(starts: Sequence[int], heights: Sequence[float], full: int, coarse: float) -> str:
     def drawn() -> Iterator[str]:
-        yield f"M {x_of(0, full)} {y_of(heights[0])}"
+        last = heights[0]
+        yield f"M {x_of(0, full)} {last}"
         for start, height in zip(starts[1:], heights[1:], strict=True):
-            yield f"H {x_of(start, full)} V {y_of(height)}"
+            if abs(height - last) >= coarse:
+                yield f"H {x_of(start, full)} V {height}"
+                last = height
         yield f"H {x_of(full, full)}"
 
     return " ".join(drawn())
