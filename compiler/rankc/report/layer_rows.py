@@ -83,7 +83,8 @@ def _figure(one: Mapping[str, Any]) -> Figure:
 
 
 def _chosen(one: Mapping[str, Any]) -> str:
-    return f"Rank {one['rank']} of {one['full_rank']}{one.get('form') and ' as ' + one['form']}"
+    form = f" as {one['form']}" if one.get("form") else ""
+    return f"Rank {one['rank']} of {one['full_rank']}{form}"
 
 
 def directions(energies: Sequence[float], full: int, share: float) -> int:
