@@ -227,6 +227,15 @@ def test_a_front_without_accuracies_shows_the_predicted_loss() -> None:
     assert "budget in ms" in text
 
 
+def test_metrics_of_the_recipe_are_drawn_in_their_own_direction() -> None:
+    mine = gate(metric="mine", text="rise ≤ 0.5", value=0.5)
+    front = [point(1_000_000, 0.8, True) | {"values": {"mine": 2.0, "size_bytes": 9e5}}]
+    metrics = proof(gates=[mine], front=front, own={"mine": "lower"}, metrics={"mine": pair(2, 2)})
+    text = words(section(tree(metrics), "search"))
+    assert "mine (lower is better)" in text
+    assert "gate: rise ≤ 0.5" in text
+
+
 def test_places_are_inside_their_figures() -> None:
     root = tree(**everything())
     for picture in root.iter("svg"):

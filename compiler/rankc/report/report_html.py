@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from rankc.report import text
-from rankc.report.changes import gate_figure, search, splits
+from rankc.report.changes import gate_figure, splits
+from rankc.report.front import search
 from rankc.report.layer_rows import (
     Layers,
     Plan,
@@ -54,7 +55,7 @@ def report_html(
         metrics=metrics,
         verdict=_verdict(metrics),
         gates=[_gate(gate, metrics["rows"]) for gate in gates],
-        gate_figures=[gate_figure(gate) for gate in gates],
+        gate_figures=[gate_figure(gate, metrics) for gate in gates],
         rows=[_row(row) for row in table_rows(metrics)],
         search=search(metrics),
         splits=splits(metrics),
