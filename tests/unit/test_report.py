@@ -196,6 +196,38 @@ def test_terminal_table_fits_80_columns_and_marks_gates() -> None:
     assert "parameters" not in cells
 
 
+def test_times_are_told_with_what_they_were_measured_on() -> None:
+    first = printed(ctr(HELD)).lstrip().splitlines()[0]
+    assert first.startswith("Times: some processor, onnxruntime 1.2.3, thread CPU time, 1 thread")
+    assert "on some processor, onnxruntime 1.2.3, and nowhere else" in report_markdown(ctr())
+    untimed = ctr()
+    untimed["latency"] = {}
+    assert "some processor" not in printed(untimed)
+
+
+def test_the_ten_layers_that_take_longest_are_listed() -> None:
+    metrics = ctr()
+    metrics["layer_times"] = [
+        {"layer": f"l{k}", "original_ms": k, "compressed_ms": 0.5, "nodes": (1, 1)}
+        for k in range(1, 13)
+    ]
+    report = report_markdown(metrics)
+    assert "| l12 | 12.0 ms | 500 µs |\n| l11 |" in report
+    assert "| l3 |" in report
+    assert "| l2 |" not in report
+    assert "| all 12 | 78.0 ms | 6.00 ms |" in report
+
+
+def test_load_and_cold_start_are_rows() -> None:
+    metrics = ctr()
+    metrics["startup"] = {
+        "original": {"load_ms": 20.0, "cold_start_ms": 400.0},
+        "compressed": {"load_ms": 10.0, "cold_start_ms": 380.0},
+    }
+    assert f"| load | 20.0 ms | 10.0 ms | 0.50{TIMES} |" in report_markdown(metrics)
+    assert f"| cold start | 400 ms | 380 ms | 0.95{TIMES} |" in report_markdown(metrics)
+
+
 def test_a_gate_or_the_wish_for_everything_shows_more_rows() -> None:
     assert "parameters" in printed(ctr(Gate("params_ratio", "threshold", 2)))
     assert "parameters" in printed(ctr(), everything=True)

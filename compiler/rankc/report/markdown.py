@@ -8,9 +8,10 @@ from typing import Any
 from rankc.reasons import measured
 from rankc.report import text
 from rankc.report.rows import failures, table_rows
-from rankc.validate.schema import Backend, Metrics, TimedLayer
+from rankc.validate.schema import Backend, LayerTime, Metrics, TimedLayer
 
 Plan = Mapping[str, Any]  # the content of plan.json
+_LONGEST = 10
 _LOSS = {
     "gradient": "mean squared change of the logit",
     "perturbation": "mean squared change of the logit",
@@ -32,6 +33,8 @@ def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
         parts += ["## Sites", _sites(plan), "## Skipped", _skipped(plan)]
     if metrics["layers"]:
         parts += ["## Layers timed", _timed(metrics["layers"])]
+    if layers := metrics.get("layer_times"):
+        parts += ["## Where the time goes", _longest(layers, metrics)]
     parts += ["## Backends", _backends(metrics["backends"])]
     parts += ["## How it was measured", how_measured(metrics)]
     parts += ["## Environment", _environment(metrics)]
@@ -114,6 +117,22 @@ def _skipped(plan: Plan) -> str:
     return text.markdown_table(["site", "pass", "reason"], rows)
 
 
+def _longest(layers: Sequence[LayerTime], metrics: Metrics) -> str:
+    """The layers that take longest in either model."""
+    ranked = sorted(layers, key=lambda one: -max(one["original_ms"], one["compressed_ms"]))
+    rows = [
+        [one["layer"], text.duration(one["original_ms"]), text.duration(one["compressed_ms"])]
+        for one in ranked[:_LONGEST]
+    ]
+    before, after = (sum(one[key] for one in layers) for key in ("original_ms", "compressed_ms"))
+    rows.append([f"all {len(layers)}", text.duration(before), text.duration(after)])
+    note = (
+        f"Layers of the original at batch {max(map(int, metrics['latency']))}, wall clock, one "
+        "thread, by ONNX Runtime's trace. `(other)`: what belongs to no layer, or to many."
+    )
+    return "\n\n".join([text.markdown_table(["layer", "original", "compressed"], rows), note])
+
+
 def _timed(layers: Sequence[TimedLayer]) -> str:
     """Every rewritten layer by itself against the dense one; the losers in bold."""
     sizes = sorted({int(size) for layer in layers for size in layer["latency"]})
@@ -171,25 +190,30 @@ def how_measured(metrics: Metrics) -> str:
         lines = ["- No validation data: nothing that needs rows was measured."]
     lines.append(
         "- Intervals are 95 %: of differences by a paired bootstrap (1000 resamples, both models "
-        "on the same rows), of latency ratios by a bootstrap of the median over pairs."
+        "on the same rows)."
     )
     how = metrics["latency_how"]
     lines.append(
-        f"- Latency: {how['clock']}, around `{how['scope']}`; the two models in turn, alternating "
-        "which goes first; times are p50, the ratio is the median over pairs. It says nothing "
-        "about wall-clock time on a busy machine or with several threads."
+        f"- Latency: on {how['device']}, {how['backend']}, and nowhere else; {how['clock']}, "
+        f"{'kept on one core' if how['pinned'] else 'on no core in particular'}, around "
+        f"`{how['scope']}`; both opened afresh in every round, in turn, alternating which goes "
+        f"first. Times are p50; intervals of ratios are {100 * how['level']:.3g} %, over rounds. "
+        "It says nothing about wall-clock time on a busy machine or with several threads."
     )
     for size, row in sorted(metrics["latency"].items(), key=lambda item: int(item[0])):
         before, after = row["calls_per_sample"]
         p95 = " and ".join(
             text.duration(times["p95_ms"]) for times in (row["original"], row["compressed"])
         )
-        counts = f"{row['pairs']} pairs of samples, {before} and {after} calls a sample"
+        counts = f"{row['pairs']} pairs of samples"
+        counts += f" in {row['rounds']} rounds" if "rounds" in row else ""
+        counts += f", {before} and {after} calls a sample"
         lines.append(f"- Batch {size}: {counts}; p95 over samples {p95}.")
     if metrics["memory_batch"] is not None:
         lines.append(
             f"- Peak memory: what opening the model and running one batch of "
-            f"{metrics['memory_batch']} rows adds to a fresh process."
+            f"{metrics['memory_batch']} rows adds to a fresh process; load and cold start are wall "
+            "clock, opening the model and from the start of that process to its first answer."
         )
     return "\n".join(lines)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +19,7 @@ def metrics_table(metrics: Metrics, *, everything: bool = False) -> Table:
         metrics: The content of metrics.json.
         everything: Also the rows without a gate that few people read every time.
     """
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, **_timed_on(metrics))
     for name in ("", "original", "compressed", "change", "gate", ""):
         table.add_column(name, no_wrap=name != "gate")
     for row in table_rows(metrics):
@@ -25,6 +27,15 @@ def metrics_table(metrics: Metrics, *, everything: bool = False) -> Table:
             cells = (row.label, row.original, row.compressed, row.brief, row.gate)
             table.add_row(*(Text(cell) for cell in cells), _mark(row))
     return table
+
+
+def _timed_on(metrics: Metrics) -> dict[str, Any]:
+    """A title that says whose times these are; none where nothing was timed."""
+    if not metrics["latency"]:
+        return {}
+    how = metrics["latency_how"]
+    title = Text(f"Times: {how['device']}, {how['backend']}, {how['clock']}", style="dim")
+    return {"title": title, "title_justify": "left"}
 
 
 def _mark(row: Row) -> Text:

@@ -18,6 +18,7 @@ from rankc.validate.estimates import Estimate, bootstrapped
 from rankc.validate.footprint import footprint
 from rankc.validate.gates import finish, require_measured
 from rankc.validate.latency import CLOCK, LEVEL, SCOPE, batch_of, compare_latency
+from rankc.validate.layer_profile import layer_times
 from rankc.validate.own import Own
 from rankc.validate.quantities import known_to
 from rankc.validate.sampling import one_core
@@ -238,6 +239,9 @@ def _add_latency(
             seconds=LATENCY_SECONDS,
             tick=lambda share: _advance(stage, _BOOTSTRAP, _TIMED, share),
         )
+        if batches:
+            feeds = batches[max(batches)]
+            metrics["layer_times"] = layer_times(original, compressed, feeds)
     metrics["latency_how"]["pinned"] = pinned
 
 

@@ -42,19 +42,24 @@ class OnnxRuntimeSession:
         threads: int = 1,
         optimize: bool = True,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        profile: Path | None = None,
     ) -> None:
-        """Open the model; the arguments are those of `rankrt.open_model`."""
+        """Open the model; the arguments are those of `rankrt.open_model`.
+
+        `profile`: where a trace of every kernel is written, up to a suffix; see `end_profile`.
+        """
         ort = _module()
         self.version: str = ort.__version__
         if threads < 0:
             raise BackendError(f"threads is {threads}; it must be 0 (automatic) or more")
         offered = _offered(ort, providers)
+        options = _options(ort, threads, optimize)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         source: str | bytes = model if isinstance(model, bytes) else str(model)
         where = "the model" if isinstance(model, bytes) else str(model)
         try:
-            self._ort: Any = ort.InferenceSession(
-                source, _options(ort, threads, optimize), providers=offered
-            )
+            self._ort: Any = ort.InferenceSession(source, options, providers=offered)
         except Exception as error:  # onnxruntime's classes live in a private module, and vary
             raise BackendError(
                 f"{where}: onnxruntime {self.version} refuses it: {error}"
@@ -62,6 +67,10 @@ class OnnxRuntimeSession:
         _require_started(self._ort.get_providers(), providers)
         self.inputs: tuple[TensorSpec, ...] = tuple(_spec(arg) for arg in self._ort.get_inputs())
         self.outputs: tuple[TensorSpec, ...] = tuple(_spec(arg) for arg in self._ort.get_outputs())
+
+    def end_profile(self) -> Path:
+        """Write the trace of what was run so far, and say where; `profile` must have been given."""
+        return Path(self._ort.end_profiling())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name; see `rankrt.session.Session.run`."""
