@@ -21,6 +21,7 @@ class Rows(Source):
     feeds: dict[str, Array]
     batch_size: int = 256
     labels: Array | None = None
+    groups: Array | None = None
     path: Path = Path("in memory")
 
     def __post_init__(self) -> None:
@@ -30,8 +31,10 @@ class Rows(Source):
         assert self.rows is not None
         for start in range(0, self.rows, self.batch_size):
             part = slice(start, start + self.batch_size)
-            labels = None if self.labels is None else self.labels[part]
-            yield Batch({name: rows[part] for name, rows in self.feeds.items()}, labels)
+            labels, groups = (
+                None if column is None else column[part] for column in (self.labels, self.groups)
+            )
+            yield Batch({name: rows[part] for name, rows in self.feeds.items()}, labels, groups)
 
     def digest(self) -> str:
         return "in memory"

@@ -135,7 +135,8 @@ def operator_of(model: ir.Model, name: str) -> tuple[str, tuple[int, ...]]:
     """The operator of a site, and the shape of its weight as it is stored."""
     try:
         node = node_named(model, name)
-        weight = node.inputs[1]
+        # A table may be called like the node that reads it; its weight comes first there.
+        weight = next(v for v in node.inputs if v is not None and v.const_value is not None)
     except KeyError:
         weight = value_named(model, name)
         node, _ = next(iter(weight.uses()))

@@ -247,6 +247,9 @@ def _write_lock(job: Job, folder: Path) -> dict[str, Any]:
         digests["timing"] = hashlib.sha256((recipe.folder / named).read_bytes()).hexdigest()
     if job.validation is not None:
         digests["validation"] = job.validation.digest()
+    for name, metric in recipe.metrics.items():
+        code = recipe.folder / metric.code.rpartition(":")[0]
+        digests[f"metrics.{name}"] = hashlib.sha256(code.read_bytes()).hexdigest()
     locked = lock(recipe, digests)
     text = json.dumps(locked, indent=2, sort_keys=True) + "\n"
     (folder / "recipe.lock.json").write_text(text, encoding="utf-8", newline="\n")

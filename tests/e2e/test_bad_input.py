@@ -383,6 +383,45 @@ def test_code_runs_only_where_it_is_trusted(small: Project, refused: Refusal) ->
     assert not mark.exists()
 
 
+def test_a_metrics_code_runs_only_where_it_is_trusted(small: Project, refused: Refusal) -> None:
+    mark = small.folder / "ran"
+    (small.folder / "scoring.py").write_text(f"open({str(mark)!r}, 'w').close()\n", "utf-8")
+    small.set(metrics={"mine": {"code": "scoring.py:mine", "better": "higher"}})
+    refused(small, Exit.USAGE, "metrics.mine: ", "--trust-recipe-code")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ("mean_iou", ("gate on mean_iou: it was not measured: the output has to be (rows, cl",)),
+        ("accuracy_top1", ("of two classes or more; measured: auc, logloss, ece, ",)),
+        ("spearman", ("so the labels, or there must be no labels; measured: auc",)),
+        ("grouped_auc", ("grouped_auc needs groups", "data.validation.group")),
+    ],
+)
+def test_a_metric_that_does_not_fit(
+    small: Project, refused: Refusal, gate: str, words: tuple[str, ...]
+) -> None:
+    small.set(gates=[{"metric": gate, "goal": "threshold", "value": 0.5}])
+    refused(small, Exit.USAGE, *words)
+
+
+def test_an_empty_validation_set(small: Project, refused: Refusal) -> None:
+    rows(lambda a: a.update({name: array[:0] for name, array in a.items()}))(
+        small.folder / "validation.npz"
+    )
+    refused(small, Exit.USAGE, "validation.npz: there are no rows in it")
+
+
+def test_a_group_column_of_another_length(small: Project, refused: Refusal) -> None:
+    rows(lambda a: a.update(user=np.arange(7)))(small.folder / "validation.npz")
+    small.edit(lambda tree: tree["data"]["validation"].update(group="user"))
+    refused(small, Exit.USAGE, "validation.npz: the arrays differ in rows: ", "user 7")
+    small.edit(lambda tree: tree["data"]["validation"].update(group="users"))
+    refused(small, Exit.USAGE, "validation.npz: no array users; it has: ")
+
+
 # --- the place for the result ---------------------------------------------------------------
 
 

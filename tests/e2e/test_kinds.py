@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,29 @@ def test_ranks_without_a_budget(small: Project) -> None:
     small.set(passes=[{"embedding": {"rank": 3}}], budget=None, gates=[])
     assert small.rankc("compile").code == Exit.OK
     assert set(load(small.out).manifest.ranks.values()) == {3}
+
+
+def test_a_metric_of_ones_own_and_groups(small: Project) -> None:
+    code = "def miss(labels, outputs):\n    return abs(outputs.reshape(-1) - labels)\n"
+    (small.folder / "scoring.py").write_text(code, "utf-8")
+    with np.load(small.folder / "validation.npz") as archive:
+        arrays = dict(archive)
+    arrays["carrier"] = np.array([f"c{i % 5}" for i in range(len(arrays["label"]))])
+    np.savez(small.folder / "validation.npz", **arrays)
+    small.set(metrics={"miss": {"code": "scoring.py:miss", "better": "lower"}})
+    small.edit(lambda tree: tree["data"]["validation"].update(group="carrier"))
+    gates = [
+        {"metric": "miss", "goal": "max-degradation", "value": 0.05},
+        {"metric": "grouped_auc", "goal": "max-degradation", "value": 0.05},
+    ]
+    small.set(gates=gates)
+    done = small.rankc("compile", "--trust-recipe-code")
+    assert done.code == Exit.OK, done.err
+    assert "miss" in done.out and "auc within groups" in done.out
+    assert small.metrics["own"] == {"miss": "lower"}
+    locked = json.loads((small.out / "recipe.lock.json").read_text("utf-8"))
+    expected = hashlib.sha256(code.encode()).hexdigest()
+    assert locked["sha256"]["metrics.miss"] == expected
 
 
 def test_no_labels_no_auc(small: Project) -> None:

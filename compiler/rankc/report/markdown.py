@@ -63,10 +63,12 @@ def _before_after(metrics: Metrics) -> str:
             for row in table_rows(metrics)
         ],
     )
+    notes = [f"- {name}: {note}" for name, note in sorted(metrics.get("notes", {}).items())]
     reasons = [f"- {name}: {why}" for name, why in sorted(metrics["unavailable"].items())]
-    if not reasons:
-        return table
-    return "\n".join([table, "", "Not measured:", "", *reasons])
+    parts = [table, "\n".join(notes)]
+    if reasons:
+        parts += ["Not measured:", "\n".join(reasons)]
+    return "\n\n".join(filter(None, parts))
 
 
 def _sites(plan: Plan) -> str:

@@ -201,6 +201,9 @@ def _add_accuracy(metrics: Metrics, scored: Scored, seed: int, stage: Stage | No
     metrics["rows"] = scored.rows
     metrics["output"] = scored.output
     found = scored.judgement
+    for name in metrics.get("own", {}):
+        if name not in found.pairs:
+            metrics["unavailable"][name] = "its code was not allowed to run (--trust-recipe-code)"
     metrics["unavailable"].update(found.unavailable)
     if found.notes:
         metrics["notes"] = found.notes
