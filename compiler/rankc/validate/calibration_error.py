@@ -2,7 +2,7 @@
 
     ece = sum over bins b of |sum over rows in b of (confidence - correct)| / rows,
 15 bins of equal width, (0, 1/15], (1/15, 2/15], ...  [Guo, Pleiss, Sun and Weinberger, "On
-Calibration of Modern Neural Networks", 2017, equation 3]. Of classifiers confidence is the largest
+Calibration of Modern Neural Networks", 2017, section 2]. Of classifiers confidence is the largest
 probability, and correct whether its class is the true one; with one probability a row, as of a
 click, they are that probability and the label: its class would be "no" nearly always.
 """

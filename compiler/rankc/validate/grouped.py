@@ -1,8 +1,8 @@
 """AUC within groups of rows, such as the impressions of one user, averaged.
 
     grouped_auc = sum over groups g of rows_g auc_g / sum over groups of rows_g
-[Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", 2018, section 6.2, weighted
-by impressions]. A group of one class has no auc and is left out, of both sums.
+[Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", 2018, there by impressions
+of a user]. A group of one class has no auc and is left out, of both sums.
 """
 
 from __future__ import annotations
