@@ -221,6 +221,8 @@ class Gate:
     batch: Count | None = None  # latency gates: at which of latency.batch_sizes
     # of latency_ms: of the samples, 50 if left out
     percentile: Literal[50, 90, 95, 99] | None = None
+    # what becomes of a gate whose `value` lies inside the interval of what was measured
+    undecided: Literal["fail", "warn"] = "fail"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

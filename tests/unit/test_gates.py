@@ -68,6 +68,14 @@ def some_metrics() -> Metrics:
     )
 
 
+def exact_metrics() -> Metrics:
+    """The same without intervals: the values decide."""
+    metrics = some_metrics()
+    for one in metrics["metrics"].values():
+        one["interval"] = None
+    return metrics
+
+
 @pytest.mark.parametrize(
     ("metric", "goal", "passing", "failing", "observed"),
     [
@@ -101,16 +109,17 @@ def test_goals(
 ) -> None:
     for value, expected in ((passing, True), (failing, False)):
         if value is not None:
-            (result,) = check([Gate(metric, goal, value)], some_metrics())
+            (result,) = check([Gate(metric, goal, value)], exact_metrics())
             assert result.passed is expected
+            assert result.ruling.verdict == ("pass" if expected else "fail")
             assert result.observed == pytest.approx(observed)
 
 
 @pytest.mark.parametrize(
     ("metric", "value", "expected"),
     [
-        ("latency_ratio", 0.4, True),
-        ("latency_ratio", 0.39, False),
+        ("latency_ratio", 0.41, True),
+        ("latency_ratio", 0.38, False),
         ("latency_ms", 0.05, True),
         ("latency_ms", 0.03, False),
         ("throughput", 25_000, True),
@@ -151,7 +160,8 @@ def test_a_gate_on_a_percentile(percentile: Literal[50, 99] | None, observed: fl
         (
             Gate("accuracy_top1", "max-degradation", 0.01),
             "drop ≤ 1 point",
-            "accuracy_top1 fell by 1.5 points (0.88 to 2.1), the gate allows 1 point",
+            "undecided: accuracy_top1 fell by 1.5 points (0.88 to 2.1), the gate allows 1 point; "
+            "about 160 rows would decide; or `undecided: warn`",
         ),
         (
             Gate("accuracy_top1", "threshold", 0.8595),
@@ -161,7 +171,7 @@ def test_a_gate_on_a_percentile(percentile: Literal[50, 99] | None, observed: fl
         (
             Gate("accuracy_top1", "percent-max-degradation", 1),
             "drop ≤ 1 %",
-            "accuracy_top1 fell by 1.74 %, the gate allows 1 %",
+            "accuracy_top1 fell by 1.74 % (1.02 to 2.44), the gate allows 1 %",
         ),
         (
             Gate("size_bytes", "max-degradation", 0),
@@ -200,6 +210,72 @@ def test_a_gate_on_a_percentile(percentile: Literal[50, 99] | None, observed: fl
 def test_words(gate: Gate, text: str, message: str) -> None:
     (result,) = check([gate], some_metrics())
     assert (result.text, result.message) == (text, message)
+
+
+def gate_on_auc(limit: float, **more: Any) -> Gate:
+    return Gate("auc", "max-degradation", limit, **more)
+
+
+@pytest.mark.parametrize(
+    ("gate", "verdict", "interval"),
+    [  # auc fell by 0.025 (0.02 to 0.03)
+        (gate_on_auc(0.03), "pass", (0.02, 0.03)),
+        (gate_on_auc(0.029), "undecided", (0.02, 0.03)),
+        (gate_on_auc(0.02), "undecided", (0.02, 0.03)),
+        (gate_on_auc(0.0199), "fail", (0.02, 0.03)),
+        (Gate("auc", "min-improvement", 0.0), "fail", (-0.03, -0.02)),
+        (Gate("auc", "percent-max-degradation", 3.0), "undecided", (2.5, 3.75)),
+        (Gate("auc", "percent-max-degradation", 3.8), "pass", (2.5, 3.75)),
+        (Gate("latency_ratio", "threshold", 0.4, batch=1), "undecided", (0.39, 0.41)),
+        (Gate("latency_ratio", "threshold", 0.41, batch=1), "pass", (0.39, 0.41)),
+        # what has no interval is exact
+        (Gate("logloss", "max-degradation", 0.1000001), "pass", None),
+        (Gate("size_ratio", "threshold", 12), "pass", None),
+        (Gate("latency_ms", "threshold", 0.04, batch=1), "pass", None),
+    ],
+)
+def test_an_interval_decides(
+    gate: Gate, verdict: str, interval: tuple[float, float] | None
+) -> None:
+    (result,) = check([gate], some_metrics())
+    row = result.row()
+    assert row["verdict"] == verdict
+    assert row["interval"] == (None if interval is None else pytest.approx(interval))
+
+
+def test_a_threshold_is_held_against_the_models_own_value() -> None:
+    metrics = some_metrics()
+    metrics["metrics"]["accuracy_top1"]["value_interval"] = (0.83, 0.86)
+    verdicts = [
+        check([Gate("accuracy_top1", "threshold", value)], metrics)[0]
+        for value in (0.83, 0.845, 0.87)
+    ]
+    assert [one.ruling.verdict for one in verdicts] == ["pass", "undecided", "fail"]
+    assert verdicts[2].message == ("accuracy_top1 is 84.5 % (83 to 86), the gate asks for 87 %")
+
+
+def test_undecided_fails_unless_the_gate_only_warns() -> None:
+    strict, lenient = gate_on_auc(0.026), gate_on_auc(0.026, undecided="warn")
+    failed, warned = finish(some_metrics(), [strict]), finish(some_metrics(), [lenient])
+    assert (failed["passed"], warned["passed"]) == (False, True)
+    assert (exit_code(failed), exit_code(warned)) == (Exit.ACCURACY, Exit.OK)
+    assert [m["gates"][0]["verdict"] for m in (failed, warned)] == ["undecided"] * 2
+    assert failed["gates"][0]["message"] == (
+        "undecided: auc fell by 0.025 (0.02 to 0.03), the gate allows 0.026; about 2,500 rows "
+        "would decide; or `undecided: warn`"
+    )
+    assert warned["gates"][0]["message"].endswith("; let pass by `undecided: warn`")
+    assert failed["gates"][0]["rows_needed"] == 2500
+    (bad,) = finish(some_metrics(), [gate_on_auc(0.01, undecided="warn")])["gates"]
+    assert not bad["passed"]
+
+
+def test_undecided_times_ask_for_more_pairs() -> None:
+    gate = Gate("latency_ratio", "threshold", 0.405, batch=1)
+    (row,) = finish(some_metrics(), [gate])["gates"]
+    assert "about 240 latency.repeats would decide" in row["message"]
+    assert row["rows_needed"] is None
+    assert exit_code(finish(some_metrics(), [gate])) == Exit.PERFORMANCE
 
 
 def test_every_failure_is_listed_and_accuracy_decides_the_exit_code() -> None:

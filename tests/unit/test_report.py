@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -188,7 +189,7 @@ def test_terminal_table_fits_80_columns_and_marks_gates() -> None:
     assert f"11.98{TIMES} smaller" in cells["size"]
     assert f"≥ 10{TIMES}" in cells["size"]
     assert cells["size"].split()[-1] == "pass"
-    assert cells["auc"].split()[-1] == "FAIL"
+    assert cells["auc"].split()[-1] == "undecided"
     assert f"{MINUS}0.00003 \N{PLUS-MINUS SIGN}0.00020" in cells["auc"]
     assert "92.1" in cells["latency b1"]
     assert cells["latency b1"].split()[-1] == "FAIL"
@@ -241,12 +242,24 @@ def test_table_names_with_markup_are_printed_as_they_are() -> None:
 
 def test_failures_name_accuracy_first() -> None:
     told = failures(ctr(SLOW, HELD, WORSE))
-    assert [line.split()[0] for line in told] == ["auc", "latency_ratio"]
+    assert [line.split()[0] for line in told] == ["undecided:", "latency_ratio"]
+    tiny = dataclasses.replace(WORSE, metric="mean_abs_err", goal="threshold")
+    told = failures(ctr(WORSE, tiny))
+    assert [line.split()[0] for line in told] == ["mean_abs_err", "undecided:"]
+
+
+def test_a_gate_that_only_warns_is_told_as_a_warning() -> None:
+    report = report_markdown(ctr(dataclasses.replace(WORSE, undecided="warn")))
+    assert report.startswith("# ctr: PASSED\n\nThe only gate held.\n\nWarning: undecided: auc fell")
+    assert "| undecided, warning |" in report
 
 
 def test_report_says_the_verdict_first_then_everything_else() -> None:
     report = report_markdown(ctr(HELD, WORSE), PLAN)
-    assert report.startswith("# ctr: FAILED\n\n1 of 2 gates failed:\n\n- auc fell by")
+    assert report.startswith(
+        "# ctr: FAILED\n\n1 of 2 gates failed, 1 of them undecided:\n\n- undecided: auc fell by"
+    )
+    assert "| drop ≤ 1.0e-05 | **undecided** |" in report
     assert "| auc | 0.81596 | 0.81593 |" in report
     assert f"({MINUS}0.00021 to +0.00018)" in report
     assert r"| mlp\|1 | lowrank | 48 of 400 | 0.214 % | 154,000 of 640,000 | rank 48" in report

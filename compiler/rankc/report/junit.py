@@ -33,7 +33,8 @@ def _add(suite: ElementTree.Element, gate: GateRow, classname: str) -> None:
     if gate["passed"]:
         ElementTree.SubElement(case, "system-out").text = message
     else:
-        kind = {"type": f"{gate['kind']} gate", "message": message}
+        word = ", undecided" if gate["verdict"] == "undecided" else ""
+        kind = {"type": f"{gate['kind']} gate{word}", "message": message}
         ElementTree.SubElement(case, "failure", kind).text = message
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rankc.reasons import measured
 from rankc.report import text
-from rankc.report.rows import failures, table_rows
+from rankc.report.rows import Row, failures, table_rows, warnings
 from rankc.validate.schema import Backend, LayerTime, Metrics, TimedLayer
 
 Plan = Mapping[str, Any]  # the content of plan.json
@@ -45,21 +45,34 @@ def _verdict(metrics: Metrics) -> str:
     gates, failed = metrics["gates"], failures(metrics)
     lines = [f"# {metrics['recipe']}: {'PASSED' if metrics['passed'] else 'FAILED'}", ""]
     if failed:
-        lines.append(f"{len(failed)} of {len(gates)} gates failed:")
+        lines.append(f"{len(failed)} of {len(gates)} gates failed{_unsure(failed)}:")
         lines += ["", *(f"- {message}" for message in failed)]
     elif gates:
         lines.append("The only gate held." if len(gates) == 1 else f"All {len(gates)} gates held.")
     else:
         lines.append("The recipe sets no gates, so nothing was asked of the result.")
+    lines += [line for message in warnings(metrics) for line in ("", f"Warning: {message}.")]
     return "\n".join(lines)
 
 
+def _unsure(failed: Sequence[str]) -> str:
+    unsure = sum(message.startswith("undecided:") for message in failed)
+    return f", {unsure} of them undecided" if unsure else ""
+
+
+def _mark(row: Row) -> str:
+    if row.passed is None:
+        return ""
+    if row.undecided:
+        return "undecided, warning" if row.passed else "**undecided**"
+    return "pass" if row.passed else "**FAIL**"
+
+
 def _before_after(metrics: Metrics) -> str:
-    marks = {None: "", True: "pass", False: "**FAIL**"}
     table = text.markdown_table(
         ["", "original", "compressed", "change", "gate", ""],
         [
-            [row.label, row.original, row.compressed, row.change, row.gate, marks[row.passed]]
+            [row.label, row.original, row.compressed, row.change, row.gate, _mark(row)]
             for row in table_rows(metrics)
         ],
     )

@@ -59,6 +59,7 @@ class Row:
     gate: str  # "drop ≤ 0.001"; several are joined; empty: no gate
     passed: bool | None  # None: no gate
     essential: bool  # shown on the terminal
+    undecided: bool = False  # what did not hold, or only warns, could not be decided
 
 
 def table_rows(metrics: Metrics) -> list[Row]:
@@ -81,9 +82,19 @@ def table_rows(metrics: Metrics) -> list[Row]:
 
 
 def failures(metrics: Metrics) -> list[str]:
-    """A sentence for each gate that failed, accuracy first."""
+    """A sentence for each gate that does not hold: accuracy first, the undecided ones last.
+
+    Those begin with "undecided:".
+    """
     failed = [gate for gate in metrics["gates"] if not gate["passed"]]
-    return [gate["message"] for gate in sorted(failed, key=lambda gate: gate["kind"])]
+    order = sorted(failed, key=lambda gate: (gate["kind"], gate["verdict"] == "undecided"))
+    return [gate["message"] for gate in order]
+
+
+def warnings(metrics: Metrics) -> list[str]:
+    """A sentence for each gate that was let pass although it could not be decided."""
+    gates = metrics["gates"]
+    return [g["message"] for g in gates if g["passed"] and g["verdict"] == "undecided"]
 
 
 def _metric(name: str, pair: Measured, metrics: Metrics) -> Row:
@@ -207,4 +218,6 @@ def _row(
 ) -> Row:
     passed = all(gate["passed"] for gate in gates) if gates else None
     promises = ", ".join(gate["text"] for gate in gates)
-    return Row(label, *cells, brief, promises, passed, essential or bool(gates))
+    unsure = any(g["verdict"] == "undecided" for g in gates)
+    unsure = unsure and not any(g["verdict"] == "fail" for g in gates)
+    return Row(label, *cells, brief, promises, passed, essential or bool(gates), unsure)

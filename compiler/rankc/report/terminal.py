@@ -41,4 +41,6 @@ def _timed_on(metrics: Metrics) -> dict[str, Any]:
 def _mark(row: Row) -> Text:
     if row.passed is None:
         return Text("")
+    if row.undecided:
+        return Text("undecided", style="yellow" if row.passed else "bold red")
     return Text("pass", style="green") if row.passed else Text("FAIL", style="bold red")

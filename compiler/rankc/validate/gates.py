@@ -7,6 +7,8 @@ With `gain` the change in the metric's better direction (QUANTITIES says which t
   percent-min-improvement  gain >= value % of the original's
   max-degradation          -gain <= value
   percent-max-degradation  -gain <= value % of the original's
+What has an interval is decided by that, as `verdicts` says; for a percentage it is divided by the
+original's value, as if that were known.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from rankc.errors import Exit, RecipeError
 from rankc.recipe import ENERGY_ELSEWHERE, Gate, Recipe
+from rankc.validate.bootstrap import Interval
 from rankc.validate.quantities import (
     MINUS,
     QUANTITIES,
@@ -27,6 +30,7 @@ from rankc.validate.quantities import (
     own_quantity,
 )
 from rankc.validate.schema import GateRow, Kind, Metrics
+from rankc.validate.verdicts import Ruling, rule
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,9 +40,15 @@ class GateResult:
     gate: Gate
     kind: Kind
     observed: float  # what was compared with the gate's value, in its unit
-    passed: bool
+    ruling: Ruling
     text: str  # the promise: "drop ≤ 0.001"
     message: str  # what was seen: "auc fell by 0.0031 (0.0024 to 0.0038), the gate allows 0.001"
+
+    @property
+    def passed(self) -> bool:
+        """Whether it lets the bundle pass: where the gate says so, even undecided."""
+        verdict = self.ruling.verdict
+        return verdict == "pass" or (verdict == "undecided" and self.gate.undecided == "warn")
 
     def row(self) -> GateRow:
         """As in metrics.json."""
@@ -50,6 +60,9 @@ class GateResult:
             kind=self.kind,
             observed=self.observed,
             passed=self.passed,
+            verdict=self.ruling.verdict,
+            interval=self.ruling.interval,
+            rows_needed=None if self.gate.batch is not None else self.ruling.needed,
             text=self.text,
             message=self.message,
         )
@@ -176,12 +189,51 @@ def _decide(gate: Gate, metrics: Metrics) -> GateResult:
     quantity = known[gate.metric]
     observed = _observed(gate, quantity, *pair)
     at_least = _at_least(gate, quantity)
-    passed = observed >= gate.value if at_least else observed <= gate.value
+    ruling = rule(
+        observed,
+        gate.value,
+        _interval(gate, quantity, pair[0], metrics),
+        at_least=at_least,
+        samples=_samples(gate, metrics),
+    )
     limit = f"{'≥' if at_least else '≤'} {_amount(gate.value, gate, quantity)}"
     text = f"{_VERBS[_verb(gate, quantity)]} {limit}".lstrip()
-    return GateResult(
-        gate, quantity.kind, observed, passed, text, _message(gate, quantity, observed, metrics)
-    )
+    message = _message(gate, quantity, observed, ruling.interval, metrics)
+    if ruling.verdict == "undecided":
+        message = f"undecided: {message}; {_remedy(gate, ruling)}"
+    return GateResult(gate, quantity.kind, observed, ruling, text, message)
+
+
+def _interval(gate: Gate, quantity: Quantity, original: float, metrics: Metrics) -> Interval | None:
+    """Of the number that is compared with the gate's value; None if it has no sampling error."""
+    if quantity.per_batch:
+        row = metrics["latency"][str(gate.batch)]
+        return row["interval"] if quantity.relative else None
+    measured = metrics["metrics"].get(gate.metric)
+    if measured is None or measured["interval"] is None:
+        return None
+    if gate.goal == "threshold":
+        return measured.get("value_interval")
+    scale = 100.0 / abs(original) if gate.goal.startswith("percent") else 1.0
+    low, high = (scale * end for end in measured["interval"])
+    rises = ("improvement" in gate.goal) == quantity.higher_is_better
+    return (low, high) if rises else (-high, -low)
+
+
+def _samples(gate: Gate, metrics: Metrics) -> int | None:
+    """How many samples the interval is made of."""
+    if gate.batch is None:
+        return metrics["rows"]
+    return metrics["latency"][str(gate.batch)]["pairs"]
+
+
+def _remedy(gate: Gate, ruling: Ruling) -> str:
+    if gate.undecided == "warn":
+        return "let pass by `undecided: warn`"
+    of = "rows" if gate.batch is None else "latency.repeats"
+    if ruling.needed is None:
+        return f"at this value no number of {of} would decide; or `undecided: warn`"
+    return f"about {ruling.needed:,} {of} would decide; or `undecided: warn`"
 
 
 def _not_measured(gate: Gate, metrics: Metrics) -> str:
@@ -201,7 +253,7 @@ def _observed(gate: Gate, quantity: Quantity, original: float, compressed: float
     if gate.goal == "threshold":
         return compressed
     gain = compressed - original if quantity.higher_is_better else original - compressed
-    change = gain if "improvement" in gate.goal else -gain
+    change = (gain if "improvement" in gate.goal else -gain) + 0.0  # no -0
     if quantity.share:  # 0.86 - 0.845 is a little more than 0.015, which 15 rows of 1000 are
         change = round(change, _SHARE_DIGITS)
     if not gate.goal.startswith("percent"):
@@ -234,7 +286,9 @@ def _verb(gate: Gate, quantity: Quantity) -> str:
     return "rose" if improving == quantity.higher_is_better else "fell"
 
 
-def _message(gate: Gate, quantity: Quantity, observed: float, metrics: Metrics) -> str:
+def _message(
+    gate: Gate, quantity: Quantity, observed: float, interval: Interval | None, metrics: Metrics
+) -> str:
     name = gate.metric if gate.percentile is None else f"p{gate.percentile} of {gate.metric}"
     name += "" if gate.batch is None else f" at batch {gate.batch}"
     where = f" on {metrics['latency_how']['device']}" if quantity.per_batch else ""
@@ -242,22 +296,25 @@ def _message(gate: Gate, quantity: Quantity, observed: float, metrics: Metrics) 
     verb = _verb(gate, quantity)
     word = "asks for" if _at_least(gate, quantity) else "allows"
     if verb == "is":
-        return f"{name} is {_amount(observed, gate, quantity)}{where}, the gate {word} {allowed}"
+        seen = f"{_amount(observed, gate, quantity)}{_range(gate, quantity, interval)}"
+        return f"{name} is {seen}{where}, the gate {word} {allowed}"
     seen = verb if observed >= 0 else _OPPOSITE[verb]
+    if seen != verb and interval is not None:
+        interval = (-interval[1], -interval[0])
     wanted = f"a {_VERBS[verb]} of {allowed}" if seen != verb else allowed
     size = _amount(abs(observed), gate, quantity)
-    return f"{name} {seen} by {size}{_range(gate, metrics, seen)}{where}, the gate {word} {wanted}"
+    told = f"{name} {seen} by {size}{_range(gate, quantity, interval)}{where}"
+    return f"{told}, the gate {word} {wanted}"
 
 
-def _range(gate: Gate, metrics: Metrics, seen: str) -> str:
-    """The interval of the change in the direction in which it was seen."""
-    measured = metrics["metrics"].get(gate.metric)
-    interval = None if measured is None else measured["interval"]
-    if interval is None or gate.goal.startswith("percent"):
+def _range(gate: Gate, quantity: Quantity, interval: Interval | None) -> str:
+    """The interval in the unit of the number before it, and in the direction that was seen."""
+    if interval is None:
         return ""
-    low, high = interval if seen == "rose" else (-interval[1], -interval[0])
-    scale = 100.0 if known_to(metrics)[gate.metric].share else 1.0
-    return f" ({number(scale * low)} to {number(scale * high)})"
+    scale = 100.0 if quantity.share and not gate.goal.startswith("percent") else 1.0
+    digits = 4 if quantity.share and gate.goal == "threshold" else 3
+    low, high = (number(scale * end, digits) for end in interval)
+    return f" ({low} to {high})"
 
 
 def _amount(value: float, gate: Gate, quantity: Quantity) -> str:

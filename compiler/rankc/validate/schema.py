@@ -126,11 +126,11 @@ class GateRow(TypedDict):
     kind: Kind
     observed: float  # what was compared with `value`
     passed: bool  # whether it lets the bundle pass: a warning does
-    verdict: NotRequired[GateVerdict]  # undecided: the interval has the gate's value inside
+    verdict: GateVerdict  # undecided: the interval has the gate's value inside
     against: NotRequired[Literal["original", "baseline"]]  # what a change is counted from
     percentile: NotRequired[int]  # of a latency
-    interval: NotRequired[tuple[float, float] | None]  # of `observed`; None: it is exact
-    rows_needed: NotRequired[int | None]  # validation rows that would decide; None: no number would
+    interval: tuple[float, float] | None  # of `observed`; None: it is exact
+    rows_needed: int | None  # validation rows that would decide; None: exact, or no number would
     line: NotRequired[int]  # of the recipe
     text: str  # "drop ≤ 0.001"
     message: str  # a sentence on what was seen
