@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +25,18 @@ def pearson(x: Floats, y: Floats) -> float:
     """Of (rows,) each; NaN if one of them is constant."""
     from scipy.stats import pearsonr
 
-    return math.nan if constant(x) or constant(y) else float(pearsonr(x, y).statistic)
+    return _value(pearsonr, x, y)
 
 
 def spearman(x: Floats, y: Floats) -> float:
     """Of (rows,) each; NaN if one of them is constant."""
     from scipy.stats import spearmanr
 
-    return math.nan if constant(x) or constant(y) else float(spearmanr(x, y).statistic)
+    return _value(spearmanr, x, y)
+
+
+def _value(correlate: Callable[[Floats, Floats], Any], x: Floats, y: Floats) -> float:
+    return math.nan if constant(x) or constant(y) else float(correlate(x, y).statistic)
 
 
 def constant(values: Floats) -> bool:

@@ -103,7 +103,9 @@ def require_measured(gates: Sequence[Gate], metrics: Metrics) -> None:
     missing = [
         _not_measured(gate, metrics)
         for gate in gates
-        if known[gate.metric].kind == "accuracy" and gate.metric not in metrics["metrics"]
+        if gate.metric not in metrics["metrics"]
+        and (quantity := known.get(gate.metric))
+        and quantity.kind == "accuracy"
     ]
     if missing:
         raise RecipeError("\n".join(missing))

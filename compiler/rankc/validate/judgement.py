@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rankc.validate.bootstrap import Statistic, mean_of
+from rankc.validate.bootstrap import Counts, Statistic, mean_of
 from rankc.validate.estimates import Estimate
 from rankc.validate.metrics import Floats
 
@@ -40,25 +40,39 @@ class Judgement:
             before: Of the original; a number where it is compared with itself: 0, or 1.
             after: Of the compressed model.
         """
-        first = before if isinstance(before, float) else float(before.mean())
-        self.pairs[name] = (first, float(after.mean()))
+        self.pairs[name] = (float(np.mean(before)), float(after.mean()))
         self.differences[name] = mean_of(after - before)
-        if not isinstance(before, float):
+        if isinstance(before, np.ndarray):
             self.values[name] = mean_of(after)
 
     def add(
         self, name: str, pair: tuple[float, float], before: Statistic | None, after: Statistic
     ) -> None:
         """A metric that is no mean. `before` None: the original's is `pair[0]` on any rows."""
+        once = _Once(after)
         self.pairs[name] = pair
-        self.differences[name] = _difference(before, after, pair[0])
+        self.differences[name] = _difference(before, once, pair[0])
         if before is not None:
-            self.values[name] = after
+            self.values[name] = once
 
     def update(self, other: Judgement) -> None:
         """Take in another one; of the same metric the other's holds."""
         for field in dataclasses.fields(self):
             getattr(self, field.name).update(getattr(other, field.name))
+
+
+@dataclasses.dataclass(slots=True)
+class _Once:
+    """A statistic that is asked for twice on each draw, which is a new array, and counts once."""
+
+    statistic: Statistic
+    _counts: Counts | None = None
+    _value: float = 0.0
+
+    def __call__(self, counts: Counts) -> float:
+        if counts is not self._counts:
+            self._counts, self._value = counts, self.statistic(counts)
+        return self._value
 
 
 def _difference(before: Statistic | None, after: Statistic, constant: float) -> Statistic:
@@ -74,5 +88,5 @@ def of_sums(columns: Floats, value: Callable[[Floats], float]) -> Statistic:
         columns: What is added up, (k, rows), floats or whole numbers.
         value: Of the k sums over the drawn rows; NaN where it is not defined.
     """
-    # Not a matrix product: BLAS threads wait for each other, see `mean_of`.
-    return lambda counts: value(np.asarray((columns * counts).sum(axis=1), np.float64))
+    # einsum and not a matrix product, whose BLAS threads wait for each other, see `Mean`.
+    return lambda counts: value(np.einsum("kr,r->k", columns, counts.astype(np.float64)))

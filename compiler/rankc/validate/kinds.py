@@ -38,6 +38,7 @@ class Kind(Protocol):
         Raises:
             DataError: The labels do not let anything be told, such as those of one class.
         """
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -32,9 +32,10 @@ class Counted:
 
     def by_row(self, numbers: NDArray[Any]) -> Floats:
         """Sums over the positions of each row. `numbers`: (k, n); gives (k, rows)."""
-        return np.stack(
-            [np.bincount(self.row_of, weights=one, minlength=self.rows) for one in numbers]
-        )
+        sums: Floats = np.empty((len(numbers), self.rows))
+        for i, one in enumerate(numbers):
+            sums[i] = np.bincount(self.row_of, weights=one, minlength=self.rows)
+        return sums
 
 
 @dataclasses.dataclass(slots=True)
