@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,16 @@ from rankc.report import failures, write_reports
 from rankc.reverting import Timed
 from rankc.serialize import save
 from rankc.timing import open_times
-from rankc.validate import check_gates_possible, exit_code, validate
+from rankc.validate import (
+    Baseline,
+    check_gates_possible,
+    exit_code,
+    open_baseline,
+    processor,
+    subject_of,
+    target_name,
+    validate,
+)
 from rankc.validate.own import Own, open_metrics
 from rankc.validate.schema import Metrics, TimedLayer
 from rankrt.manifest import Engine, Golden
@@ -120,13 +130,20 @@ def _take_in(recipe: Recipe, tell: Progress, trust_code: bool) -> Job:
         opset = taken.model.opset_imports.get("", 0)
         stage.note(f"opset {opset}, {taken.size_bytes / 1e6:.2f} MB, sha256 {taken.sha256[:8]}…")
     assert calibration is not None
+    job = Job(recipe, taken, calibration, validation, times, *split(build_passes(recipe)))
+    if baseline := _baseline(job):
+        baseline.check(recipe.gates, target_name("onnxruntime", processor()))
     if times is None and any(budget.unit == "ms" for budget in recipe.budget):
         raise RecipeError(
             "budget: ms needs times of the model's layers: measure them with `rankc profile` and "
             "name the table in timing.table, or a device in timing.device"
         )
-    exact, closed = split(build_passes(recipe))
-    return Job(recipe, taken, calibration, validation, times, exact, closed)
+    return job
+
+
+def _baseline(job: Job, compressed: Path | None = None) -> Baseline | None:
+    subject = partial(subject_of, job.recipe, job.taken.sha256, compressed, job.validation)
+    return open_baseline(job.recipe, subject)
 
 
 def _in_range(job: Job, model: ir.Model) -> Job:
@@ -175,7 +192,10 @@ def _validate(
     tell: Progress,
 ) -> Metrics:
     with tell.stage("validate") as stage:
-        metrics = validate(job.taken.path, compressed, job.validation, job.recipe, stage, own)
+        baseline = _baseline(job, compressed)
+        metrics = validate(
+            job.taken.path, compressed, job.validation, job.recipe, stage, own, baseline
+        )
     for name, engine in engines.items():
         metrics["backends"][name] = {
             "built": engine.built,

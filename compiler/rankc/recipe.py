@@ -223,6 +223,8 @@ class Gate:
     percentile: Literal[50, 90, 95, 99] | None = None
     # what becomes of a gate whose `value` lies inside the interval of what was measured
     undecided: Literal["fail", "warn"] = "fail"
+    # what a change is counted from: the original model, or what `rankc baseline update` stored
+    against: Literal["original", "baseline"] = "original"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from rankc.data import Array, Source
 from rankc.errors import RecipeError
 from rankc.progress import Stage
 from rankc.recipe import Recipe
+from rankc.validate.baseline import Baseline
 from rankc.validate.estimates import Estimate, bootstrapped
 from rankc.validate.footprint import footprint
 from rankc.validate.gates import finish, require_measured
@@ -40,6 +41,7 @@ def validate(
     recipe: Recipe,
     stage: Stage | None = None,
     own: Sequence[Own] = (),
+    baseline: Baseline | None = None,
 ) -> Metrics:
     """Measure both models with one thread each and decide the recipe's gates.
 
@@ -51,6 +53,7 @@ def validate(
         recipe: Its name, gates, batch sizes and seed are used.
         stage: Where progress is shown.
         own: The recipe's own metrics, as `open_metrics` gives them.
+        baseline: What gates against the baseline are held against.
 
     Returns:
         The content of metrics.json; `backends` is empty for the caller to fill in.
@@ -67,7 +70,7 @@ def validate(
     if source is None:
         needy = (name for name, quantity in known_to(metrics).items() if quantity.needs)
         metrics["unavailable"].update(dict.fromkeys(needy, "there is no validation data"))
-        return finish(metrics, recipe.gates)
+        return finish(metrics, recipe.gates, baseline)
     before, after = open_model(original, threads=1), open_model(compressed, threads=1)
     metrics["environment"][before.backend] = before.version
     metrics["latency_how"]["backend"] = f"{before.backend} {before.version}"
@@ -90,7 +93,7 @@ def validate(
     _add_startup(metrics, original, compressed, batches, recipe.latency.repeats)
     if stage:
         stage.note(f"{scored.rows:,} rows")
-    return finish(metrics, recipe.gates)
+    return finish(metrics, recipe.gates, baseline)
 
 
 def _advance(stage: Stage | None, start: int, end: int, share: float) -> None:
@@ -112,7 +115,7 @@ def _start(recipe: Recipe) -> Metrics:
         ratios={},
         latency={},
         latency_how=LatencyHow(
-            scope=SCOPE, clock=CLOCK, device=_cpu(), backend="", pinned=False, level=LEVEL
+            scope=SCOPE, clock=CLOCK, device=processor(), backend="", pinned=False, level=LEVEL
         ),
         layers=[],
         memory_batch=None,
@@ -124,7 +127,7 @@ def _start(recipe: Recipe) -> Metrics:
 def _environment() -> dict[str, str]:
     """What the numbers depend on; nothing that names the user or the machine."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "numpy": np.__version__,
         "python": platform.python_version(),
         "rankc": version("rankc"),
@@ -132,7 +135,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _cpu() -> str:
+def processor() -> str:
     """The processor's own name; Python knows only its family on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

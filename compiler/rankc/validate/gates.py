@@ -8,7 +8,7 @@ With `gain` the change in the metric's better direction (QUANTITIES says which t
   max-degradation          -gain <= value
   percent-max-degradation  -gain <= value % of the original's
 What has an interval is decided by that, as `verdicts` says; for a percentage it is divided by the
-original's value, as if that were known.
+original's value, as if that were known. Against the baseline, a change is from what that has.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 
 from rankc.errors import Exit, RecipeError
 from rankc.recipe import ENERGY_ELSEWHERE, Gate, Recipe
+from rankc.validate.baseline import Baseline
 from rankc.validate.bootstrap import Interval
 from rankc.validate.quantities import (
     MINUS,
@@ -57,6 +58,7 @@ class GateResult:
             goal=self.gate.goal,
             value=self.gate.value,
             batch=self.gate.batch,
+            against=self.gate.against,
             kind=self.kind,
             observed=self.observed,
             passed=self.passed,
@@ -84,13 +86,16 @@ def check_gates_possible(recipe: Recipe) -> None:
         raise RecipeError("\n".join(problems))
 
 
-def check(gates: Sequence[Gate], metrics: Metrics) -> tuple[GateResult, ...]:
+def check(
+    gates: Sequence[Gate], metrics: Metrics, baseline: Baseline | None = None
+) -> tuple[GateResult, ...]:
     """Decide every gate; a failure does not stop the others.
 
     Raises:
-        RecipeError: A gate names something that was not measured; lists what was.
+        RecipeError: A gate names something that was not measured, and lists what was; or what the
+            baseline has nothing of.
     """
-    return tuple(_decide(gate, metrics) for gate in gates)
+    return tuple(_decide(gate, metrics, baseline) for gate in gates)
 
 
 def require_measured(gates: Sequence[Gate], metrics: Metrics) -> None:
@@ -111,13 +116,18 @@ def require_measured(gates: Sequence[Gate], metrics: Metrics) -> None:
         raise RecipeError("\n".join(missing))
 
 
-def finish(metrics: Metrics, gates: Sequence[Gate]) -> Metrics:
+def finish(metrics: Metrics, gates: Sequence[Gate], baseline: Baseline | None = None) -> Metrics:
     """A copy of the metrics with `gates` and `passed` filled in. May be called again.
+
+    Args:
+        metrics: What was measured.
+        gates: Of the recipe.
+        baseline: As `open_baseline` gave it; needed where a gate is against it.
 
     Raises:
         RecipeError: As `check`.
     """
-    results = check(gates, metrics)
+    results = check(gates, metrics, baseline)
     rows = [result.row() for result in results]
     return {**metrics, "gates": rows, "passed": all(r.passed for r in results)}
 
@@ -169,10 +179,13 @@ def _batch_problem(gate: Gate, quantity: Quantity, sizes: Sequence[int]) -> str:
 
 
 def _value_problem(gate: Gate, quantity: Quantity) -> str:
-    if quantity.relative and gate.goal != "threshold":
+    since = gate.against == "baseline"
+    if since and gate.goal == "threshold":
+        return "a threshold compares with nothing; leave `against` out, or use 'max-degradation'"
+    if quantity.relative and gate.goal != "threshold" and not since:
         return (
             f"{gate.metric} already compares the two models, so '{gate.goal}' has no meaning; "
-            "use 'threshold'"
+            "use 'threshold', or add `against: baseline`"
         )
     if not math.isfinite(gate.value):
         return f"value {gate.value} is not a finite number"
@@ -182,28 +195,47 @@ def _value_problem(gate: Gate, quantity: Quantity) -> str:
     return ""
 
 
-def _decide(gate: Gate, metrics: Metrics) -> GateResult:
+def _decide(gate: Gate, metrics: Metrics, baseline: Baseline | None) -> GateResult:
     known = known_to(metrics)
     at = gate.batch, gate.percentile
     pair = observe(metrics, gate.metric, *at) if gate.metric in known else None
     if pair is None:
         raise RecipeError(_not_measured(gate, metrics))
     quantity = known[gate.metric]
-    observed = _observed(gate, quantity, *pair)
+    before, interval = _before(gate, quantity, metrics, baseline, pair[0])
+    observed = _observed(gate, quantity, before, pair[1])
     at_least = _at_least(gate, quantity)
     ruling = rule(
         observed,
         gate.value,
-        _interval(gate, quantity, pair[0], metrics),
+        interval,
         at_least=at_least,
         samples=_samples(gate, metrics),
     )
     limit = f"{'≥' if at_least else '≤'} {_amount(gate.value, gate, quantity)}"
-    text = f"{_VERBS[_verb(gate, quantity)]} {limit}".lstrip()
+    text = f"{_VERBS[_verb(gate, quantity)]} {limit}{_since(gate)}".lstrip()
     message = _message(gate, quantity, observed, ruling.interval, metrics)
     if ruling.verdict == "undecided":
         message = f"undecided: {message}; {_remedy(gate, ruling)}"
     return GateResult(gate, quantity.kind, observed, ruling, text, message)
+
+
+def _before(
+    gate: Gate, quantity: Quantity, metrics: Metrics, baseline: Baseline | None, original: float
+) -> tuple[float, Interval | None]:
+    """What a change is counted from, and the interval of the number that the gate is about."""
+    if gate.against == "original":
+        return original, _interval(gate, quantity, original, metrics)
+    if baseline is None:
+        raise RecipeError(f"gate on {gate.metric} against the baseline: none was opened")
+    reference = baseline.reference(gate, metrics)
+    if reference.interval is None:
+        return reference.value, None
+    return reference.value, _turned(gate, quantity, reference.value, reference.interval)
+
+
+def _since(gate: Gate) -> str:
+    return " since the baseline" if gate.against == "baseline" else ""
 
 
 def _interval(gate: Gate, quantity: Quantity, original: float, metrics: Metrics) -> Interval | None:
@@ -216,8 +248,13 @@ def _interval(gate: Gate, quantity: Quantity, original: float, metrics: Metrics)
         return None
     if gate.goal == "threshold":
         return measured.get("value_interval")
-    scale = 100.0 / abs(original) if gate.goal.startswith("percent") else 1.0
-    low, high = (scale * end for end in measured["interval"])
+    return _turned(gate, quantity, original, measured["interval"])
+
+
+def _turned(gate: Gate, quantity: Quantity, before: float, interval: Interval) -> Interval:
+    """The interval of a difference in the direction and the unit of the gate."""
+    scale = 100.0 / abs(before) if before and gate.goal.startswith("percent") else 1.0
+    low, high = (scale * end for end in interval)
     rises = ("improvement" in gate.goal) == quantity.higher_is_better
     return (low, high) if rises else (-high, -low)
 
@@ -262,8 +299,8 @@ def _observed(gate: Gate, quantity: Quantity, original: float, compressed: float
         return change
     if original == 0:
         raise RecipeError(
-            f"gate on {gate.metric}: the original's is 0, so a percentage of it means nothing; "
-            f"use '{gate.goal.removeprefix('percent-')}' or 'threshold'"
+            f"gate on {gate.metric}: the {gate.against}'s is 0, so a percentage of it means "
+            f"nothing; use '{gate.goal.removeprefix('percent-')}' or 'threshold'"
         )
     return 100.0 * change / abs(original)
 
@@ -305,7 +342,7 @@ def _message(
         interval = (-interval[1], -interval[0])
     wanted = f"a {_VERBS[verb]} of {allowed}" if seen != verb else allowed
     size = _amount(abs(observed), gate, quantity)
-    told = f"{name} {seen} by {size}{_range(gate, quantity, interval)}{where}"
+    told = f"{name} {seen} by {size}{_range(gate, quantity, interval)}{_since(gate)}{where}"
     return f"{told}, the gate {word} {wanted}"
 
 
