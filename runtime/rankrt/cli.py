@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -15,8 +16,10 @@ from typing import Any
 
 from rankrt import bench
 from rankrt.bundle import Bundle, Contents, engines_by_preference, load, read, why_not
-from rankrt.errors import BundleError, RankrtError
+from rankrt.device_bench import DeviceTiming, device_facts, print_device, time_on_device
+from rankrt.errors import BackendError, BundleError, RankrtError
 from rankrt.manifest import BACKENDS, Manifest
+from rankrt.power import watching
 from rankrt.session import Array
 
 OK, INTERNAL, USAGE, GOLDEN, INTERRUPTED = 0, 1, 2, 4, 130
@@ -188,16 +191,19 @@ def _bench(options: argparse.Namespace) -> int:
         golden = None if options.random else bundle.golden_rows()
         inputs = golden[0] if golden else None
         timings = [_time(bundle, batch, inputs, options) for batch in _batches(bundle, options)]
+        device = _time_device(bundle, inputs, options)
     peak = bench.peak_memory_bytes()
     source = "golden rows, repeated" if inputs else "made up (ids uniform in their ranges)"
     if options.json:
         rows = [dataclasses.asdict(timing) for timing in timings]
         facts = {**_opened(bundle), "load_ms": load_ms, "peak_memory_bytes": peak}
-        return _print_json({**facts, "inputs": source, "threads": options.threads, "batches": rows})
+        facts |= {"inputs": source, "threads": options.threads, "batches": rows}
+        return _print_json({**facts, "device": device_facts(device)})
     _show_backend(bundle)
     _line("load", f"{load_ms:.1f} ms, every hash checked and the model opened")
     _line("inputs", source)
     _print_timings(timings, bundle.backend, options.threads)
+    print_device(device)
     if peak is not None:
         _line("memory", f"{_size(peak)} at most, of this whole process with Python and the backend")
     return OK
@@ -211,14 +217,39 @@ def _batches(bundle: Bundle, options: argparse.Namespace) -> list[int]:
     return [int(specs[0].shape[0] or 1) if specs and specs[0].shape else 1]
 
 
+def _feeds(
+    bundle: Bundle, batch: int, golden: Mapping[str, Array] | None, options: argparse.Namespace
+) -> dict[str, Array]:
+    if golden is not None:
+        return bench.tiled(golden, bundle.manifest.inputs, batch)
+    return bench.made_up(bundle.manifest, batch, dict(options.dim))
+
+
 def _time(
     bundle: Bundle, batch: int, golden: Mapping[str, Array] | None, options: argparse.Namespace
 ) -> bench.Timing:
-    if golden is not None:
-        feeds = bench.tiled(golden, bundle.manifest.inputs, batch)
-    else:
-        feeds = bench.made_up(bundle.manifest, batch, dict(options.dim))
+    feeds = _feeds(bundle, batch, golden, options)
     return bench.time_batch(lambda: bundle.run(feeds), batch, options.seconds)
+
+
+def _time_device(
+    bundle: Bundle, golden: Mapping[str, Array] | None, options: argparse.Namespace
+) -> Sequence[DeviceTiming] | str:
+    """The GPU's own times, nothing where the bundle does not run on one, or why there are none."""
+    from rankrt.backends.tensorrt import TensorRTSession
+
+    session = bundle.session
+    if not isinstance(session, TensorRTSession):
+        return []
+    timings = []
+    try:
+        for batch in _batches(bundle, options):
+            with session.on_device(_feeds(bundle, batch, golden, options)) as calls:
+                watch = functools.partial(watching, session.bus_id)
+                timings.append(time_on_device(calls, batch, options.seconds, watch))
+    except BackendError as error:
+        return str(error)
+    return timings
 
 
 def _print_timings(timings: Sequence[bench.Timing], backend: str, threads: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import pytest
 from builders import mlp, mlp_rows
 from bundles import fused_tables, write_mlp_bundle
 from rankrt.backends import cuda, tensorrt
+from rankrt.bench import time_batch
 from rankrt.bundle import load
+from rankrt.device_bench import time_on_device
 from rankrt.errors import BackendError, FeedError
 from rankrt.manifest import Engine
+from rankrt.power import watching
 from rankrt.session import TensorSpec, open_model
 
 pytestmark = pytest.mark.gpu
@@ -150,3 +154,28 @@ def test_a_file_that_is_no_engine(backend: str, tmp_path: Path) -> None:
     (tmp_path / "a.plan").write_bytes(b"not an engine" * 100)
     with pytest.raises(BackendError, match="refuses the engine"):
         tensorrt.open_engine(tmp_path / "a.plan", _entry(backend))
+
+
+def test_its_own_time_is_less_than_a_whole_call(backend: str, tmp_path: Path) -> None:
+    engine = _build(backend, mlp(), tmp_path / "a.plan")
+    session = tensorrt.open_engine(tmp_path / "a.plan", engine)
+    feeds = {"x": mlp_rows(64)}
+    before = session.run(feeds)["y"]
+    with session.on_device(feeds) as calls:
+        assert len(calls.kernel_ms(10)) == 10
+        found = time_on_device(calls, 64, 1.0, partial(watching, session.bus_id))
+    whole = time_batch(lambda: session.run(feeds), 64, 0.5)
+    assert 0 < found.p50_ms < whole.wall_p50_ms
+    assert found.copy_ms > 0
+    assert found.energy_mj is None or found.energy_mj > 0
+    np.testing.assert_array_equal(session.run(feeds)["y"], before)  # a graph leaves no trace
+
+
+def test_the_readings_are_of_the_device_that_works(backend: str, tmp_path: Path) -> None:
+    engine = _build(backend, mlp(), tmp_path / "a.plan")
+    session = tensorrt.open_engine(tmp_path / "a.plan", engine)
+    with watching(session.bus_id) as told, session.on_device({"x": mlp_rows(_MAX_BATCH)}) as calls:
+        for _ in range(50):
+            calls.kernel_ms(100)
+    assert len(told) >= 3
+    assert any(one.temperature_c is not None for one in told)

@@ -70,52 +70,62 @@ class DeviceMemory:
 
     def __init__(self) -> None:
         """Take device 0 for this thread and create the stream."""
-        self._cuda = runtime()
-        self._call("cudaSetDevice", 0)
-        self.stream: Any = self._call("cudaStreamCreate")
+        self.cuda = runtime()
+        self.call("cudaSetDevice", 0)
+        self.stream: Any = self.call("cudaStreamCreate")
         self._buffers: dict[str, tuple[int, int]] = {}  # name → (address, bytes)
-        self.release = weakref.finalize(self, _free, self._cuda, self.stream, self._buffers)
+        self.release = weakref.finalize(self, _free, self.cuda, self.stream, self._buffers)
 
     def reserve(self, name: str, size: int) -> int:
         """The device address of a buffer of at least `size` bytes for `name`."""
         address, capacity = self._buffers.get(name, (0, -1))
         if size > capacity:
             if self._buffers.pop(name, None):
-                self._call("cudaFree", address)
-            address = int(self._call("cudaMalloc", max(size, 1)))
+                self.call("cudaFree", address)
+            address = int(self.call("cudaMalloc", max(size, 1)))
             self._buffers[name] = (address, size)
         return address
 
     def upload(self, name: str, array: Array) -> int:
         """Copy a contiguous array to the device; it must live until `synchronize`."""
         address = self.reserve(name, array.nbytes)
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
         return address
 
     def download(self, name: str, shape: tuple[int, ...], dtype: str) -> Array:
         """Start copying the buffer of `name` back; the array is filled after `synchronize`."""
         array = np.empty(shape, dtype)
         address, _ = self._buffers[name]
-        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
+        kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, self.stream)
         return array
 
     def synchronize(self) -> None:
         """Wait until all copies and kernels on the stream are done."""
-        self._call("cudaStreamSynchronize", self.stream)
+        self.call("cudaStreamSynchronize", self.stream)
 
     def use(self) -> None:
         """Make device 0 current for the calling thread."""
-        self._call("cudaSetDevice", 0)
+        self.call("cudaSetDevice", 0)
 
-    def _call(self, function: str, *arguments: Any) -> Any:
+    def bus_id(self) -> str:
+        """PCI address of device 0, by which NVIDIA's tools know it."""
+        text: bytes = self.call("cudaDeviceGetPCIBusId", 32, 0)
+        return text.split(b"\0")[0].decode()
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What a function of the CUDA runtime returns besides its status.
+
+        Raises:
+            BackendError: it failed, with CUDA's reason.
+        """
         try:
-            error, *values = getattr(self._cuda, function)(*arguments)
+            error, *values = getattr(self.cuda, function)(*arguments)
         except RuntimeError as failure:  # the bindings cannot load the driver
             raise BackendError(f"{function} failed: {failure}") from failure
         if int(error) != _OK:
-            raise BackendError(f"{function} failed: {_runtime_error(self._cuda, error)}")
+            raise BackendError(f"{function} failed: {_runtime_error(self.cuda, error)}")
         return values[0] if values else None
 
 

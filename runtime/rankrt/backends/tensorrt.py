@@ -9,14 +9,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from rankrt.backends import cuda
+from rankrt.backends import cuda, cuda_timing
 from rankrt.errors import BackendError, FeedError
 from rankrt.manifest import Engine
 from rankrt.session import Array, TensorSpec, check_names
@@ -119,6 +120,7 @@ class TensorRTSession:
         if self._context is None:
             raise BackendError(f"TensorRT gave no execution context: {self._said()}")
         self._memory = cuda.DeviceMemory()
+        self.bus_id = self._memory.bus_id()  # of its device
         self._lock = threading.Lock()
         self._on_host = {
             name for name in self._names() if self._location(name) == trt.TensorLocation.HOST
@@ -135,22 +137,55 @@ class TensorRTSession:
         check_names(self.inputs, feeds)
         arrays = {spec.name: self._prepared(spec, feeds[spec.name]) for spec in self.inputs}
         with self._lock:
-            self._memory.use()
-            for name, array in arrays.items():
-                self._bind_input(name, array)
-            if unset := self._context.infer_shapes():
-                raise BackendError(f"TensorRT wants more about {', '.join(unset)}: {self._said()}")
-            outputs = {spec.name: self._bind_output(spec) for spec in self.outputs}
-            if not self._context.execute_async_v3(int(self._memory.stream)):
-                raise BackendError(f"TensorRT could not run the engine: {self._said()}")
-            results = {
-                spec.name: outputs[spec.name]
-                if spec.name in self._on_host
-                else self._memory.download(spec.name, outputs[spec.name].shape, spec.dtype)
-                for spec in self.outputs
-            }
+            outputs = self._bind(arrays)
+            self._enqueue()
+            results = self._download(outputs)
             self._memory.synchronize()
         return results
+
+    @contextmanager
+    def on_device(self, feeds: Mapping[str, Array]) -> Iterator[cuda_timing.EventCalls]:
+        """One batch on the device, to be run again and again and timed; others wait meanwhile.
+
+        Raises:
+            FeedError: the batch does not fit.
+            BackendError: the device refuses it.
+        """
+        check_names(self.inputs, feeds)
+        arrays = {spec.name: self._prepared(spec, feeds[spec.name]) for spec in self.inputs}
+
+        def copy() -> None:
+            for name, array in arrays.items():
+                if name not in self._on_host:
+                    self._memory.upload(name, array)
+            kept.append(self._download(outputs))
+
+        with self._lock:
+            outputs = self._bind(arrays)
+            kept = [outputs]  # arrays that a copy is still writing to
+            yield cuda_timing.EventCalls(self._memory, self._enqueue, copy)
+            self._memory.synchronize()
+
+    def _bind(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Copy the inputs and give every output its place; arrays of the outputs' shapes."""
+        self._memory.use()
+        for name, array in arrays.items():
+            self._bind_input(name, array)
+        if unset := self._context.infer_shapes():
+            raise BackendError(f"TensorRT wants more about {', '.join(unset)}: {self._said()}")
+        return {spec.name: self._bind_output(spec) for spec in self.outputs}
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(int(self._memory.stream)):
+            raise BackendError(f"TensorRT could not run the engine: {self._said()}")
+
+    def _download(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {
+            spec.name: outputs[spec.name]
+            if spec.name in self._on_host
+            else self._memory.download(spec.name, outputs[spec.name].shape, spec.dtype)
+            for spec in self.outputs
+        }
 
     def _deserialize(self, path: Path, engine: Engine) -> Any:
         try:
