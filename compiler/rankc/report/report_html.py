@@ -119,7 +119,7 @@ def _gate(gate: GateRow, rows: int) -> dict[str, str]:
     which = f" p{percentile}" if percentile and gate["metric"] == "latency_ms" else ""
     more = [
         _needed(gate, rows) if state in ("undecided", "warning") else "",
-        f"line {gate['line']} of the recipe" if gate.get("line") else "",
+        f"line {line} of the recipe" if (line := gate.get("line")) else "",
     ]
     return {
         "state": state,
