@@ -64,6 +64,7 @@ def report_html(
         layers=_parted(layer_rows(found, timed), LINES),
         batch=largest_batch(timed),
         times=_parted(time_rows(metrics), LINES),
+        largest=max(map(int, metrics["latency"]), default=None),
         skips=_parted([] if plan is None else plan["skips"], LINES),
         backends=_backends(metrics),
         how=[line.removeprefix("- ") for line in how_measured(metrics).splitlines()],
