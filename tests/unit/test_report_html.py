@@ -71,6 +71,20 @@ def test_failures_and_what_could_not_be_decided_are_told_in_sentences() -> None:
     assert "about 120,000 validation rows would decide it, there are 32,735" in lines[1]
     assert "no number of validation rows would decide it" in lines[2]
     assert all("line 31 of the recipe" in line for line in lines)
+    assert words(section(root, "change")).count("undecided") == 0  # a failure outweighs it
+
+
+def test_a_message_that_says_what_would_decide_says_it_once() -> None:
+    told = "undecided: auc fell by 0.0009; about 120,000 rows would decide; or `undecided: warn`"
+    timed_gate = gate("undecided", batch=1, rows_needed=None, metric="latency_ratio")
+    root = tree(proof(gates=[gate("undecided", message=told), timed_gate]))
+    first, second = (words(li) for li in root.findall(".//ul[@class='gates']/li"))
+    assert first.count("would decide") == 1 and first.count("undecided") == 2
+    assert "would decide" not in second
+    rows = section(root, "change")
+    assert rows is not None
+    auc = next(row for row in rows.findall(".//tbody/tr") if words(row[0]) == "auc")
+    assert words(auc).endswith("undecided") and "FAIL" not in words(auc)
 
 
 def test_a_recipe_without_gates_and_without_anything_else() -> None:

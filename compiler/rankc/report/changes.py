@@ -16,7 +16,7 @@ _CAUSES = ("floor", "compression", "lowering", "total")
 
 def gate_figure(gate: GateRow, metrics: Metrics) -> Intervals | None:
     """What was observed with its interval beside what the gate allows; None if it is exact."""
-    interval = gate.get("interval")
+    interval = gate["interval"]
     if interval is None:
         return None
     scale, unit = unit_of(known_to(metrics).get(gate["metric"]), gate["goal"])

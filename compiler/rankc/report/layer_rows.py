@@ -174,12 +174,16 @@ def time_rows(metrics: Metrics) -> list[TimeRow]:
 
 def _time_row(one: LayerTime, most: float) -> TimeRow:
     before, after = one["original_ms"], one["compressed_ms"]
-    counts = [f"{count} node{'s' * (count != 1)}" for count in one["nodes"]]
     return TimeRow(
         one["layer"],
-        Bar(text.duration(before), counts[0], _share(before, most)),
-        Bar(text.duration(after), counts[1], _share(after, most)),
+        _taken(before, one["nodes"][0], most),
+        _taken(after, one["nodes"][1], most),
     )
+
+
+def _taken(milliseconds: float, nodes: int, most: float) -> Bar:
+    took = text.duration(milliseconds) if nodes else text.DASH
+    return Bar(took, f"{nodes} node{'s' * (nodes != 1)}", _share(milliseconds, most))
 
 
 def _share(value: float, of: float) -> float:

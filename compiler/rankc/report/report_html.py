@@ -26,6 +26,7 @@ from rankc.validate.schema import GateRow, Metrics
 Lock = Mapping[str, Any]  # the content of recipe.lock.json
 FIGURES = 12  # spectra that are seen at once; the others have to be unfolded
 LINES = 30  # of a table, the same
+TIMES = 12  # of the layers that take longest, the same
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ def report_html(
         figures=_parted(figures(found), FIGURES),
         layers=_parted(layer_rows(found, timed), LINES),
         batch=largest_batch(timed),
-        times=_parted(time_rows(metrics), LINES),
+        times=_parted(time_rows(metrics), TIMES),
         largest=max(map(int, metrics["latency"]), default=None),
         skips=_parted([] if plan is None else plan["skips"], LINES),
         backends=_backends(metrics),
@@ -102,8 +103,7 @@ _WORDS = {
 
 def _state(gate: GateRow) -> str:
     """As in _WORDS."""
-    verdict = gate.get("verdict")
-    if verdict == "undecided":
+    if gate["verdict"] == "undecided":
         return "warning" if gate["passed"] else "undecided"
     return "pass" if gate["passed"] else "fail"
 
@@ -127,14 +127,14 @@ def _gate(gate: GateRow, rows: int) -> dict[str, str]:
         "word": {"pass": "pass", "fail": "FAIL"}.get(state, state),
         "name": f"{gate['metric']}{which}{at}",
         "text": gate["text"] + (" from the baseline" if gate.get("against") == "baseline" else ""),
-        "message": gate["message"],
+        "message": gate["message"].removeprefix("undecided: "),
         "more": "; ".join(filter(None, more)),
     }
 
 
 def _needed(gate: GateRow, rows: int) -> str:
     """What would decide a gate, unless its message has said so."""
-    if "rows_needed" not in gate or "rows" in gate["message"]:
+    if "would decide" in gate["message"] or gate["batch"] is not None:
         return ""
     needed = gate["rows_needed"]
     if needed is None:
