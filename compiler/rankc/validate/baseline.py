@@ -9,6 +9,7 @@ are of the same rows and the same original, so they vary together.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -186,8 +187,15 @@ def subject_of(
     data = None
     if source is not None and spec is not None:
         data = Data(sha256=source.digest(), rows=spec.rows, label=spec.label, group=spec.group)
-    made = "" if compressed is None else sha256(compressed)
+    made = "" if compressed is None else identity(compressed)
     return Subject(original=original, compressed=made, data=data)
+
+
+def identity(model: Path) -> str:
+    """Of a bundle's model, its weights beside it included."""
+    weights = model.with_name(f"{model.name}.data")
+    parts = [sha256(path) for path in (model, weights) if path.exists()]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _is_distance(gate: Gate) -> bool:

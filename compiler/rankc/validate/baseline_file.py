@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
@@ -210,6 +211,24 @@ def _times(metrics: Metrics, subject: Subject) -> Times:
     if "startup" in metrics:
         found["startup"] = metrics["startup"]
     return found
+
+
+def lines_of(content: BaselineFile) -> Iterator[str]:
+    """What the file has, for people."""
+    for one in content["accuracy"].values():
+        yield f"accuracy on validation data {one['data']['sha256'][:12]}…"
+        for name, found in one["metrics"].items():
+            yield f"  {name:<18} {found['compressed']:.6g}"
+    yield "sizes"
+    for name, found in content["sizes"]["metrics"].items():
+        yield f"  {name:<18} {found['compressed']:,.0f}"
+    for target, times in content["times"].items():
+        yield f"times of {target}"
+        for size, row in times["latency"].items():
+            yield (
+                f"  batch {size:<12} p50 {row['compressed']['p50_ms']:.4g} ms, "
+                f"{row['ratio']:.3f} of the original's"
+            )
 
 
 Part = Literal["accuracy", "sizes", "times"]
