@@ -34,6 +34,7 @@ Open = Callable[[], Run]
 SCOPE = "session.run"
 LEVEL = 0.99  # of the ratio's interval: a gate may look at several batch sizes, and often
 ROUNDS, MIN_ROUNDS = 8, 4
+PAIRS_A_ROUND = 8  # at most: it takes more rounds to narrow an interval
 
 
 def compare_latency(
@@ -57,7 +58,7 @@ def compare_latency(
             Where a share is too short there are fewer pairs and rounds, but at least 4 of 2.
         tick: Told the share that is done, in (0, 1], after each round.
     """
-    rounds = min(max(pairs // 2, MIN_ROUNDS), ROUNDS)
+    rounds = max(MIN_ROUNDS, min(pairs // 2, ROUNDS), math.ceil(pairs / PAIRS_A_ROUND))
     per_round = 2 * math.ceil(pairs / (2 * rounds))
     found: dict[int, list[Samples]] = {size: [] for size in sorted(batches)}
     start = time.thread_time_ns()
