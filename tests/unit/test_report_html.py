@@ -87,6 +87,12 @@ def test_a_message_that_says_what_would_decide_says_it_once() -> None:
     assert words(auc).endswith("undecided") and "FAIL" not in words(auc)
 
 
+def test_a_gate_against_the_baseline_says_so() -> None:
+    against = gate(against="baseline", percentile=95, metric="latency_ms", batch=8)
+    line = words(tree(proof(gates=[against])).find(".//ul[@class='gates']/li"))
+    assert line.startswith("pass latency_ms p95 at batch 8 drop ≤ 0.001 since the baseline")
+
+
 def test_a_recipe_without_gates_and_without_anything_else() -> None:
     root = tree(proof(gates=[], layers=[]), None)
     text = words(root.find("./body/main"))
@@ -158,7 +164,7 @@ def test_every_picture_says_in_words_what_it_shows() -> None:
         assert picture.attrib["aria-labelledby"].split() == [title.attrib["id"], told.attrib["id"]]
         assert words(title) and re.search(r"\d", words(told))
     texts = [words(picture.find("desc")) for picture in pictures]
-    assert "95 % interval from -0.0001 to 0.0002; the gate: drop ≤ 0.001" in texts[0]
+    assert "interval from -0.0001 to 0.0002; the gate: drop ≤ 0.001" in texts[0]
     assert "2 pass every gate. The chosen one has 0.8155." in texts[1]
     assert "Rank 2 of 6 was chosen: 5.00 % of the output's variance is lost." in texts[2]
     assert "Left dense." in texts[3]

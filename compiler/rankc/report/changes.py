@@ -24,7 +24,7 @@ def gate_figure(gate: GateRow, metrics: Metrics) -> Intervals | None:
     name = first if first.isalpha() else "value"
     low, high = (f"{scale * end:.3g}" for end in interval)
     words = (
-        f"{name} {scale * gate['observed']:.3g}{unit}, 95 % interval from {low} to {high}; "
+        f"{name} {scale * gate['observed']:.3g}{unit}, interval from {low} to {high}; "
         f"the gate: {gate['text']}"
     )
     values = [(name, gate["observed"], (interval[0], interval[1]))]

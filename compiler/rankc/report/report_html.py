@@ -118,6 +118,8 @@ def _gate(gate: GateRow, rows: int) -> dict[str, str]:
     at = "" if gate["batch"] is None else f" at batch {gate['batch']}"
     percentile = gate.get("percentile")
     which = f" p{percentile}" if percentile and gate["metric"] == "latency_ms" else ""
+    baseline = gate.get("against") == "baseline" and "baseline" not in gate["text"]
+    since = " since the baseline" if baseline else ""
     more = [
         _needed(gate, rows) if state in ("undecided", "warning") else "",
         f"line {line} of the recipe" if (line := gate.get("line")) else "",
@@ -126,7 +128,7 @@ def _gate(gate: GateRow, rows: int) -> dict[str, str]:
         "state": state,
         "word": {"pass": "pass", "fail": "FAIL"}.get(state, state),
         "name": f"{gate['metric']}{which}{at}",
-        "text": gate["text"] + (" from the baseline" if gate.get("against") == "baseline" else ""),
+        "text": f"{gate['text']}{since}",
         "message": gate["message"].removeprefix("undecided: "),
         "more": "; ".join(filter(None, more)),
     }
