@@ -41,6 +41,7 @@ from rankc.validate import (
     target_name,
     validate,
 )
+from rankc.validate.fitting import check_gates_fit
 from rankc.validate.own import Own, open_metrics
 from rankc.validate.schema import Metrics, TimedLayer
 from rankrt.manifest import Engine, Golden
@@ -119,7 +120,9 @@ def _take_in(recipe: Recipe, tell: Progress, trust_code: bool) -> Job:
     check_gates_possible(recipe)
     with tell.stage("intake") as stage:
         taken = load(recipe.folder / recipe.model)
-        inputs = open_original(taken).inputs
+        original = open_original(taken)
+        inputs = original.inputs
+        check_gates_fit(recipe, original.outputs)
         calibration, validation = (
             None
             if spec is None
