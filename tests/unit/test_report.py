@@ -201,6 +201,7 @@ def test_times_are_told_with_what_they_were_measured_on() -> None:
     first = printed(ctr(HELD)).lstrip().splitlines()[0]
     assert first.startswith("Times: some processor, onnxruntime 1.2.3, thread CPU time, 1 thread")
     assert "on some processor, onnxruntime 1.2.3, and nowhere else" in report_markdown(ctr())
+    assert "no time and no gate is of them: tensorrt-" in report_markdown(ctr())
     untimed = ctr()
     untimed["latency"] = {}
     assert "some processor" not in printed(untimed)

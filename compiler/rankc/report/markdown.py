@@ -215,6 +215,9 @@ def how_measured(metrics: Metrics) -> str:
         f"first. Times are p50; intervals of ratios are {100 * how['level']:.3g} %, over rounds. "
         "It says nothing about wall-clock time on a busy machine or with several threads."
     )
+    elsewhere = [name for name, one in sorted(metrics["backends"].items()) if not one["ran"]]
+    if elsewhere:
+        lines.append(f"- Not run here, so no time and no gate is of them: {', '.join(elsewhere)}.")
     for size, row in sorted(metrics["latency"].items(), key=lambda item: int(item[0])):
         before, after = row["calls_per_sample"]
         p95 = " and ".join(
