@@ -112,6 +112,16 @@ class Console:
             self.say(f"  and {len(plan.skips) - _SKIPS_SHOWN} more, in the report")
         self.say(f"  bundle {out} · report {out / 'report.html'}")
 
+    def show_columns(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of text; nothing is cut short."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        for name in head:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        self._print(Text())
+        self._print(table)
+
     def show_plan(self, plan: Plan) -> None:
         """Every rewrite and every refusal."""
         table = _table("pass", "site", "shape", "rank", "variance lost", "bytes")

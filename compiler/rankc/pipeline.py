@@ -27,7 +27,7 @@ from rankc.planning import Plan
 from rankc.progress import Progress, SilentProgress
 from rankc.recipe import Recipe
 from rankc.recipe_load import build_passes, load_recipe, lock, resolved
-from rankc.report import failures, write_reports
+from rankc.report import failures, place_of, write_reports
 from rankc.reverting import Timed
 from rankc.serialize import save
 from rankc.timing import open_times
@@ -246,6 +246,7 @@ def _pack(
         layers=_read(folder / "layers.json"),
         lock=locked,
         recipe=resolved(recipe),
+        place=place_of(recipe),
     )
     write_manifest(
         folder,

@@ -17,7 +17,7 @@ from rankc.progress import Progress
 from rankc.recipe import Recipe
 from rankc.recipe_bundle import load_kept
 from rankc.recipe_load import resolved
-from rankc.report import write_reports
+from rankc.report import place_of, write_reports
 from rankc.validate import (
     check_gates_possible,
     exit_code,
@@ -131,6 +131,7 @@ def write_proof(proof: Proof, contents: Contents, recipe: Recipe, out: Path) -> 
         layers=read_part(contents, "layers.json"),
         lock=read_part(contents, "recipe.lock.json"),
         recipe=resolved(recipe),
+        place=place_of(recipe),
     )
 
 

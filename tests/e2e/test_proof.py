@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -117,3 +118,52 @@ def test_times_of_this_machine_are_added(made: Project) -> None:
     assert done.code == Exit.OK, done.err
     assert set(json.loads(path.read_text("utf-8"))["times"]) == {name, *kept["times"]}
     assert on(made, "gate").code == Exit.OK
+
+
+def compared(old: Path, new: Path) -> dict[str, dict[str, object]]:
+    done = command("compare", str(old), str(new), "--json")
+    assert done.code == Exit.OK, done.err
+    return {line["name"]: line for line in json.loads(done.out)}
+
+
+def test_two_bundles_are_shown_side_by_side(made: Project, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    done = command(
+        "compile", str(made.recipe), "--out", str(other), "--set", "budget.keep_ratio=0.4"
+    )
+    assert done.code == Exit.OK, done.err
+    lines = compared(made.out, other)
+    sizes = lines["size_bytes"]
+    assert sizes["new"] < sizes["old"]  # type: ignore[operator]
+    assert sizes["change"] == sizes["new"] - sizes["old"]  # type: ignore[operator]
+    assert lines["latency_ms b1"]["note"] == lines["auc"]["note"] == ""
+    assert any(line["part"] == "ranks" for line in lines.values())
+    assert not any(line["part"] == "versions" for line in lines.values())
+    table = command("compare", str(made.out), str(other))
+    assert table.last.startswith("PASSED | ")
+    assert [word for word in ("accuracy", "sizes", "times", "gates", "ranks") if word not in
+            table.out] == []  # fmt: skip
+
+
+def test_a_bundle_is_no_other_than_itself(made: Project) -> None:
+    lines = compared(made.out, made.out)
+    assert {line["change"] for line in lines.values() if line["part"] != "gates"} == {0}
+
+
+def test_what_cannot_be_compared_says_why(compiled: tuple[Project, Done]) -> None:
+    from rankc.comparing import cells, compare, side_of
+    from rankrt.bundle import read
+
+    contents = read(compiled[0].out)
+    old = side_of(contents)
+    how = {**old.proof.metrics["latency_how"], "device": "a board"}
+    data = {**(old.proof.subject["data"] or {}), "sha256": "0" * 64}
+    proof = dataclasses.replace(
+        old.proof,
+        metrics={**old.proof.metrics, "latency_how": how},  # type: ignore[typeddict-item]
+        subject={**old.proof.subject, "data": data},  # type: ignore[typeddict-item]
+    )
+    lines = {line.name: line for line in compare(old, dataclasses.replace(old, proof=proof))}
+    assert "on a board" in cells(lines["latency_ms b1"])[3]
+    assert "other validation data" in cells(lines["auc"])[3]
+    assert lines["size_bytes"].change == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from rankc.cli.words import (
     print_json,
     recipe_path,
     start,
+    tell_github,
 )
 from rankc.errors import Exit
 
@@ -52,6 +54,8 @@ def _compile(options: argparse.Namespace) -> int:
         from rankc.packing import pack_tar
 
         pack_tar(result.out, result.out.with_name(f"{result.out.name}.tar"))
+    if result.metrics is not None:
+        tell_github(result.metrics, json.loads(result.plan.to_json()), recipe)
     if result.metrics is None:
         _show_plan(result.plan, console, options.json)
     elif options.json:

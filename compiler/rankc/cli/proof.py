@@ -14,6 +14,7 @@ from rankc.cli.words import (
     print_json,
     recipe_of,
     recipe_path,
+    tell_github,
 )
 from rankc.errors import Exit
 
@@ -46,11 +47,14 @@ def add(verbs: Any) -> None:
         help="measure again on this machine, and store its times beside those of others",
     )  # fmt: skip
     show = add_verb(actions, "show", _show, "say what the baseline of a recipe has")
+    compare = add_verb(verbs, "compare", _compare, "show two bundles side by side; run nothing")
+    compare.add_argument("old", type=Path, metavar="OLD", help="a bundle's folder")
+    compare.add_argument("new", type=Path, metavar="NEW", help="another's")
     show.add_argument("recipe", help="a recipe file, or the name of one in recipes/")
 
 
 def _gate(options: argparse.Namespace) -> int:
-    from rankc.proof import prove_again, write_proof
+    from rankc.proof import prove_again, read_part, write_proof
     from rankc.report import failures
     from rankrt.bundle import read
 
@@ -61,6 +65,7 @@ def _gate(options: argparse.Namespace) -> int:
         proof = prove_again(contents, recipe, console, trust_code=options.trust_recipe_code)
         if options.out:
             write_proof(proof, contents, recipe, options.out)
+        tell_github(proof.metrics, read_part(contents, "plan.json"), recipe)
     finally:
         contents.close()
     if options.json:
@@ -116,6 +121,30 @@ def _show(options: argparse.Namespace) -> int:
     else:
         print("\n".join(lines_of(content)))
     return last_line(f"PASSED | {path}", Exit.OK, options.json)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from rankc.comparing import cells, compare, side_of
+    from rankc.console import Console
+    from rankrt.bundle import read
+
+    sides = []
+    for path in (options.old, options.new):
+        contents = read(path)
+        try:
+            sides.append(side_of(contents))
+        finally:
+            contents.close()
+    lines = compare(sides[0], sides[1])
+    if options.json:
+        print_json([{**dataclasses.asdict(line), "change": line.change} for line in lines])
+    else:
+        for part in dict.fromkeys(line.part for line in lines):
+            rows = [cells(line) for line in lines if line.part == part]
+            Console().show_columns((part, "old", "new", "change"), rows)
+    return last_line(f"PASSED | {options.old} and {options.new} compared", Exit.OK, options.json)
 
 
 def _without_gates(recipe: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -113,6 +114,17 @@ def command_line(verb: str, path: Path, options: argparse.Namespace) -> str:
     if options.trust_recipe_code:
         words.append("--trust-recipe-code")
     return shlex.join(words)
+
+
+def tell_github(metrics: Any, plan: Any, recipe: Recipe) -> None:
+    """Annotations on standard error, and the summary of the step, where GitHub runs this."""
+    from rankc.report import append_summary, place_of, report_markdown, workflow_commands
+
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in workflow_commands(metrics, plan, place_of(recipe)):
+            print(line, file=sys.stderr)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        append_summary(report_markdown(metrics, plan), Path(summary))
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,9 @@ from rankc.report.junit import junit_xml
 from rankc.report.layer_rows import Layers
 from rankc.report.markdown import Plan, report_markdown
 from rankc.report.page import write_page
+from rankc.report.place import Place
 from rankc.report.report_html import Lock, report_html
+from rankc.report.sarif import sarif_json
 from rankc.validate.schema import Metrics, check_metrics
 
 
@@ -37,8 +39,9 @@ def write_reports(
     layers: Layers | None = None,
     lock: Lock | None = None,
     recipe: str = "",
+    place: Place | None = None,
 ) -> tuple[Path, ...]:
-    """Write metrics.json, report.md, junit.xml and report.html into an existing folder.
+    """Write metrics.json, report.md, junit.xml, report.html and report.sarif into a folder.
 
     Args:
         metrics: The content of metrics.json.
@@ -47,6 +50,7 @@ def write_reports(
         layers: The content of layers.json, for the page.
         lock: The content of recipe.lock.json, for the page.
         recipe: The recipe with its defaults filled in, YAML, for the page.
+        place: Where the recipe lies; without, there is no report.sarif.
 
     Returns:
         The paths of what was written.
@@ -56,5 +60,9 @@ def write_reports(
     write_metrics_json(metrics, machine)
     human.write_text(report_markdown(metrics, plan), encoding="utf-8", newline="\n")
     write_page(report_html(metrics, plan, layers=layers, lock=lock, recipe=recipe), page)
-    ci.write_bytes(junit_xml(metrics))
-    return machine, human, ci, page
+    ci.write_bytes(junit_xml(metrics, place))
+    if place is None:
+        return machine, human, ci, page
+    sarif = folder / "report.sarif"
+    sarif.write_text(sarif_json(metrics, plan, place), encoding="utf-8", newline="\n")
+    return machine, human, ci, page, sarif

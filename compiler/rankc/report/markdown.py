@@ -8,7 +8,7 @@ from typing import Any
 from rankc.reasons import measured
 from rankc.report import text
 from rankc.report.rows import Row, failures, table_rows, warnings
-from rankc.validate.schema import Backend, LayerTime, Metrics, TimedLayer
+from rankc.validate.schema import Backend, GateRow, LayerTime, Metrics, TimedLayer
 
 Plan = Mapping[str, Any]  # the content of plan.json
 _LONGEST = 10
@@ -28,7 +28,10 @@ def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
         plan: The content of plan.json. None: the recipe has exact passes only, and there is
             nothing to tell.
     """
-    parts = [_verdict(metrics), "## Before and after", _before_after(metrics)]
+    parts = [_verdict(metrics)]
+    if metrics["gates"]:
+        parts += ["## Gates", _gates(metrics["gates"])]
+    parts += ["## Before and after", _before_after(metrics)]
     if plan is not None:
         parts += ["## Sites", _sites(plan), "## Skipped", _skipped(plan)]
     if metrics["layers"]:
@@ -53,6 +56,29 @@ def _verdict(metrics: Metrics) -> str:
         lines.append("The recipe sets no gates, so nothing was asked of the result.")
     lines += [line for message in warnings(metrics) for line in ("", f"Warning: {message}.")]
     return "\n".join(lines)
+
+
+def _gates(gates: Sequence[GateRow]) -> str:
+    """The failures first; what was seen has its interval."""
+    marks = {"pass": "pass", "fail": "**FAIL**", "undecided": "**undecided**"}
+    order = {"fail": 0, "undecided": 1, "pass": 2}
+    rows = [
+        [
+            gate["metric"] + ("" if gate["batch"] is None else f" b{gate['batch']}"),
+            gate["text"],
+            marks[gate["verdict"]] + (", warning" if _warned(gate) else ""),
+            gate["message"],
+            f"{needed:,}" if (needed := gate.get("rows_needed")) else "",
+            f"{line}" if (line := gate.get("line")) else "",
+        ]
+        for gate in sorted(gates, key=lambda gate: order[gate["verdict"]])
+    ]
+    head = ["metric", "gate", "verdict", "seen", "rows that would decide", "line"]
+    return text.markdown_table(head, rows)
+
+
+def _warned(gate: GateRow) -> bool:
+    return gate["verdict"] == "undecided" and gate["passed"]
 
 
 def _unsure(failed: Sequence[str]) -> str:

@@ -70,7 +70,7 @@ def validate(
     if source is None:
         needy = (name for name, quantity in known_to(metrics).items() if quantity.needs)
         metrics["unavailable"].update(dict.fromkeys(needy, "there is no validation data"))
-        return finish(metrics, recipe.gates, baseline)
+        return finish(metrics, recipe.gates, baseline, recipe.lines)
     before, after = open_model(original, threads=1), open_model(compressed, threads=1)
     metrics["environment"][before.backend] = before.version
     metrics["latency_how"]["backend"] = f"{before.backend} {before.version}"
@@ -93,7 +93,7 @@ def validate(
     _add_startup(metrics, original, compressed, batches, recipe.latency.repeats)
     if stage:
         stage.note(f"{scored.rows:,} rows")
-    return finish(metrics, recipe.gates, baseline)
+    return finish(metrics, recipe.gates, baseline, recipe.lines)
 
 
 def _advance(stage: Stage | None, start: int, end: int, share: float) -> None:

@@ -116,19 +116,28 @@ def require_measured(gates: Sequence[Gate], metrics: Metrics) -> None:
         raise RecipeError("\n".join(missing))
 
 
-def finish(metrics: Metrics, gates: Sequence[Gate], baseline: Baseline | None = None) -> Metrics:
+def finish(
+    metrics: Metrics,
+    gates: Sequence[Gate],
+    baseline: Baseline | None = None,
+    lines: Mapping[str, int] | None = None,
+) -> Metrics:
     """A copy of the metrics with `gates` and `passed` filled in. May be called again.
 
     Args:
         metrics: What was measured.
         gates: Of the recipe.
         baseline: As `open_baseline` gave it; needed where a gate is against it.
+        lines: Of the recipe, by key.
 
     Raises:
         RecipeError: As `check`.
     """
     results = check(gates, metrics, baseline)
     rows = [result.row() for result in results]
+    for index, row in enumerate(rows):
+        if (line := (lines or {}).get(f"gates[{index}]")) is not None:
+            row["line"] = line
     return {**metrics, "gates": rows, "passed": all(r.passed for r in results)}
 
 
