@@ -72,16 +72,21 @@ def compress(job: Job, tell: Progress) -> Compressed:
 
 
 def _compress_alone(job: Job, tell: Progress) -> Compressed:
-    model = _clean(job, tell)
-    sites = Sites.of(model, job.passes)
-    known = _calibrate(job, model, sites, tell)
+    model, sites, known = study(job, tell)
     draft = _draft(job, model, sites, known)
     if job.recipe.planning.sensitivity == "kl":
         draft = _measured(job, draft, tell)
     plan, finished, timed = _plan(job, draft, tell)
     if job.recipe.refit is not None and plan.choices:
-        finished = finish(_refit(job, model, sites, known, plan, tell), job.exact)
+        finished = finish(refitted(job, model, sites, known, plan, tell), job.exact)
     return Compressed(plan, finished, timed, layers_of(draft, plan))
+
+
+def study(job: Job, tell: Progress) -> tuple[ir.Model, Sites, Calibration]:
+    """The model cleaned up, where passes can act on it, and what calibration found there."""
+    model = _clean(job, tell)
+    sites = Sites.of(model, job.passes)
+    return model, sites, _calibrate(job, model, sites, tell)
 
 
 def _draft(job: Job, model: ir.Model, sites: Sites, known: Calibration) -> Draft:
@@ -123,7 +128,7 @@ def _planned(plan: Plan, timed: Sequence[Timed]) -> str:
     )
 
 
-def _refit(
+def refitted(
     job: Job, model: ir.Model, sites: Sites, known: Calibration, plan: Plan, tell: Progress
 ) -> ir.Model:
     """The plan carried out with every layer fitted to what the compressed ones before it do."""

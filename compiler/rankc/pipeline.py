@@ -96,7 +96,7 @@ def compile_recipe(
         return Result(Exit.OK, "", None, plan, out, time.monotonic() - started)
     own = open_metrics(recipe, trust_code=trust_code)
     with staging(out) as folder:
-        job = _take_in(recipe, tell, trust_code)
+        job = take_in(recipe, tell, trust_code)
         found = compress(job, tell)
         job = _in_range(job, found.model)
         path = _write_model(found, folder)
@@ -113,10 +113,11 @@ def plan_recipe(
     """What `compile_recipe` would do to which layer, and what it predicts; writes nothing."""
     tell = progress or SilentProgress()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
-    return compress(_take_in(recipe, tell, trust_code), tell).plan
+    return compress(take_in(recipe, tell, trust_code), tell).plan
 
 
-def _take_in(recipe: Recipe, tell: Progress, trust_code: bool) -> Job:
+def take_in(recipe: Recipe, tell: Progress, trust_code: bool) -> Job:
+    """Open and check everything that a recipe names."""
     check_gates_possible(recipe)
     with tell.stage("intake") as stage:
         taken = load(recipe.folder / recipe.model)
@@ -171,7 +172,7 @@ def _write_model(found: Compressed, folder: Path) -> Path:
 def _lower(job: Job, compressed: Path, folder: Path, tell: Progress) -> dict[str, EngineResult]:
     engines: dict[str, EngineResult] = {}
     with tell.stage("lower") as stage:
-        golden = _golden_inputs(job)
+        golden = golden_inputs(job)
         for k, target in enumerate(job.recipe.lower):
             engines[target.name] = lower(compressed, target, folder, golden)
             stage.advance(k + 1, len(job.recipe.lower))
@@ -179,7 +180,7 @@ def _lower(job: Job, compressed: Path, folder: Path, tell: Progress) -> dict[str
     return engines
 
 
-def _golden_inputs(job: Job) -> dict[str, Array]:
+def golden_inputs(job: Job) -> dict[str, Array]:
     """The first rows that the gates look at, or else of those for calibration."""
     batch = next(iter((job.validation or job.calibration).batches()))
     count = batch.rows if has_fixed_batch(job.taken.model) else GOLDEN_ROWS
@@ -234,7 +235,7 @@ def _pack(
     folder: Path,
 ) -> None:
     recipe, session = job.recipe, open_model(folder / "model.onnx")
-    inputs = _golden_inputs(job)
+    inputs = golden_inputs(job)
     outputs = session.run(inputs)
     golden = write_golden(folder, inputs, outputs)
     largest = max(float(abs(rows).max(initial=0.0)) for rows in outputs.values())

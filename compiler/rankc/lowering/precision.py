@@ -42,7 +42,7 @@ from rankc.lowering.precision_rules import (
 from rankc.lowering.ranges import peaks
 from rankrt.session import Array
 
-__all__ = ["KEEP_FP32", "Golden", "Kept", "kept_in_fp32", "to_fp16"]
+__all__ = ["KEEP_FP32", "Golden", "Kept", "kept_in_fp32", "prepared", "to_fp16"]
 
 _Uses = list[tuple[ir.Node, int]]
 
@@ -81,7 +81,7 @@ def to_fp16(model: ir.Model, golden: Golden | None = None) -> ir.Model:
         ModelError: no node of the model can run in float16.
         RankrtError: ONNX Runtime refuses the model or the golden inputs.
     """
-    copy = _prepared(model)
+    copy = prepared(model)
     reasons = kept(copy, {} if golden is None else golden.peaks(copy))
     low = {node for node in copy.graph if node not in reasons}
     if not any(is_float(value) for node in low for value in touched(node)):
@@ -96,7 +96,7 @@ def to_fp16(model: ir.Model, golden: Golden | None = None) -> ir.Model:
 
 def kept_in_fp32(model: ir.Model, golden: Golden | None = None) -> tuple[Kept, ...]:
     """The float32 nodes that `to_fp16` would leave as they are, in graph order."""
-    copy = _prepared(model)
+    copy = prepared(model)
     reasons = kept(copy, {} if golden is None else golden.peaks(copy))
     return tuple(
         Kept(str(node.name), node.op_type, reasons[node])
@@ -105,7 +105,8 @@ def kept_in_fp32(model: ir.Model, golden: Golden | None = None) -> tuple[Kept, .
     )
 
 
-def _prepared(model: ir.Model) -> ir.Model:
+def prepared(model: ir.Model) -> ir.Model:
+    """A copy whose nodes are in order and whose values have types; constants are initializers."""
     copy = model.clone()
     if copy.functions:
         common.InlinePass()(copy)

@@ -65,7 +65,7 @@ def kept(model: ir.Model, peaks: Mapping[str, float]) -> dict[ir.Node, str]:
 
     keep(_tail(nodes, reasons), "it is behind the last layer")
     keep(_behind(nodes, _is_move, reasons, inputs_count=False), "its data comes in float32")
-    fed = _behind(nodes, lambda node: not _is_layer(node), reasons, inputs_count=True)
+    fed = _behind(nodes, lambda node: not is_layer(node), reasons, inputs_count=True)
     keep(_before(nodes, fed.__contains__, reasons), "it is between two float32 nodes")
     casts = set(filter(is_code_cast, nodes))
     codes = casts | _behind(nodes, _is_move, casts, inputs_count=False)
@@ -123,7 +123,7 @@ def _tail(nodes: list[ir.Node], reasons: Container[ir.Node]) -> Nodes:
 
     Those that only move float16 data are left out: one result is widened, not many inputs.
     """
-    tail = _before(nodes, lambda node: not _is_layer(node), ())
+    tail = _before(nodes, lambda node: not is_layer(node), ())
     for node in filter(_is_move, nodes):
         sources = [v.producer() for v in _floats(node.inputs) if not is_constant(v)]
         low = [s is not None and s not in tail and s not in reasons for s in sources]
@@ -247,7 +247,7 @@ def touched(node: ir.Node) -> Iterator[ir.Value]:
     yield from (v for v in (*node.inputs, *node.outputs) if v is not None and v.name)
 
 
-def _is_layer(node: ir.Node) -> bool:
+def is_layer(node: ir.Node) -> bool:
     """Whether the node is worth float16: it multiplies matrices, or reads a table or matrix."""
     matrices = (v for v in _floats(node.inputs) if is_constant(v) and len(v.shape or ()) > 1)
     return node.op_type in LAYERS or any(matrices)
