@@ -209,7 +209,7 @@ def measure_of(recipe: Recipe, own: Pairs, seen: Sequence[Seen], asked: str | No
         RecipeError: the metric that was asked for was not measured.
     """
     known = {**QUANTITIES, **{n: own_quantity(n, m.better) for n, m in recipe.metrics.items()}}
-    gates = [gate for gate in recipe.gates if gate.metric in own]
+    gates = [g for g in recipe.gates if g.metric in own and g.against == "original"]
     gated = [_gated(gate, known[gate.metric], own) for gate in gates]
     if asked is not None:
         if asked not in own:
