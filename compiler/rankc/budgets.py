@@ -30,12 +30,15 @@ def resolved_budgets(recipe: Recipe, taken: Intake, passes: Sequence[Pass]) -> t
     return tuple(
         budget
         if budget.keep_ratio is None or budget.unit == "ms"
-        else Budget(budget.unit, max=max(int(budget.keep_ratio * _original(taken, budget.unit)), 1))
+        else Budget(
+            budget.unit, max=max(int(budget.keep_ratio * original_of(taken, budget.unit)), 1)
+        )
         for budget in recipe.budget
     )
 
 
-def _original(taken: Intake, unit: Unit) -> int:
+def original_of(taken: Intake, unit: Unit) -> int:
+    """What the model takes as it came; raises as `weight_of`."""
     return taken.size_bytes if unit == "bytes" else weight_of(taken.model, unit, Path())
 
 

@@ -23,9 +23,10 @@ from rankc.kl_curves import measured
 from rankc.layer_facts import Layer, layers_of
 from rankc.passbase import ExactPass, Pass
 from rankc.passes.gather_fusion import ID_RANGES
+from rankc.pays import Memo
 from rankc.planning import Amounts, Plan
 from rankc.progress import Progress
-from rankc.recipe import Recipe, Unit
+from rankc.recipe import Budget, Recipe, Unit
 from rankc.reverting import Timed, revert
 from rankc.rewriting import Draft, Sites, apply, finish, fit, solve
 from rankc.sensitivity import measure
@@ -61,25 +62,60 @@ class Compressed:
     layers: Sequence[Layer]  # of every site what it could have become, and what it became
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model calibrated and decomposed: all that does not depend on a budget."""
+
+    job: Job
+    model: ir.Model  # after clean-up
+    sites: Sites
+    known: Calibration
+    draft: Draft
+    timed: Memo  # rewrites that were timed: equal ones are not timed again
+
+
 def compress(job: Job, tell: Progress) -> Compressed:
-    """Clean up, calibrate, plan and rewrite, with one BLAS thread.
+    """Clean up, calibrate, plan and rewrite."""
+    return choose(prepare(job, tell), tell)
+
+
+def prepare(job: Job, tell: Progress) -> Prepared:
+    """Clean up, calibrate and decompose, with one BLAS thread.
 
     Each number of threads adds up in an order of its own, so the bytes of the result would depend
     on the machine; and on a busy one, threads that wait for each other are many times slower.
     """
     with threadpool_limits(limits=1, user_api="blas"):
-        return _compress_alone(job, tell)
+        model, sites, known = study(job, tell)
+        draft = _draft(job, model, sites, known)
+        if job.recipe.planning.sensitivity == "kl":
+            draft = _measured(job, draft, tell)
+    return Prepared(job, model, sites, known, draft, {})
 
 
-def _compress_alone(job: Job, tell: Progress) -> Compressed:
-    model, sites, known = study(job, tell)
-    draft = _draft(job, model, sites, known)
-    if job.recipe.planning.sensitivity == "kl":
-        draft = _measured(job, draft, tell)
-    plan, finished, timed = _plan(job, draft, tell)
-    if job.recipe.refit is not None and plan.choices:
-        finished = finish(refitted(job, model, sites, known, plan, tell), job.exact)
-    return Compressed(plan, finished, timed, layers_of(draft, plan))
+def choose(
+    prepared: Prepared, tell: Progress, budgets: Sequence[Budget] | None = None
+) -> Compressed:
+    """Plan and rewrite, refit where the recipe says so; the same, with one BLAS thread.
+
+    Args:
+        prepared: of a job.
+        tell: where stages are announced.
+        budgets: instead of the recipe's.
+
+    Raises:
+        BudgetError: no plan keeps the budgets.
+    """
+    job = prepared.job
+    if budgets is not None:
+        recipe = dataclasses.replace(job.recipe, budget=tuple(budgets))
+        job = dataclasses.replace(job, recipe=recipe)
+    with threadpool_limits(limits=1, user_api="blas"):
+        plan, finished, timed = _plan(job, prepared, tell)
+        if job.recipe.refit is not None and plan.choices:
+            known = prepared.model, prepared.sites, prepared.known
+            finished = finish(refitted(job, *known, plan, tell), job.exact)
+        return Compressed(plan, finished, timed, layers_of(prepared.draft, plan))
 
 
 def study(job: Job, tell: Progress) -> tuple[ir.Model, Sites, Calibration]:
@@ -96,7 +132,7 @@ def _draft(job: Job, model: ir.Model, sites: Sites, known: Calibration) -> Draft
     return dataclasses.replace(draft, offers=offers)
 
 
-def _plan(job: Job, draft: Draft, tell: Progress) -> tuple[Plan, ir.Model, Sequence[Timed]]:
+def _plan(job: Job, prepared: Prepared, tell: Progress) -> tuple[Plan, ir.Model, Sequence[Timed]]:
     recipe, timing = job.recipe, job.recipe.timing
     budgets = resolved_budgets(recipe, job.taken, job.passes)
     units: list[Unit] = [one.unit for one in budgets if one.unit != "ms"] or ["bytes"]
@@ -111,10 +147,11 @@ def _plan(job: Job, draft: Draft, tell: Progress) -> tuple[Plan, ir.Model, Seque
 
         if timing.revert and not elsewhere(job.times):
             plan, finished, timed = revert(
-                draft, fitted, recipe.latency.batch_sizes, stage, efficiency=timing.efficiency
-            )
+                prepared.draft, fitted, recipe.latency.batch_sizes, stage,
+                efficiency=timing.efficiency, memo=prepared.timed,
+            )  # fmt: skip
         else:
-            plan, finished = fitted(draft)
+            plan, finished = fitted(prepared.draft)
         stage.note(_planned(plan, timed))
     return dataclasses.replace(plan, times=described(job.times, timing)), finished, timed
 
@@ -232,3 +269,13 @@ def id_ranges(model: ir.Model) -> dict[str, tuple[int, ...]]:
     return {
         name: tuple(ANY_ID if one is None else one for one in most) for name, most in noted.items()
     }
+
+
+def in_range(job: Job, model: ir.Model) -> Job:
+    """The job with rows that are checked for ids which the finished model will refuse."""
+    most = id_ranges(model)
+    return dataclasses.replace(
+        job,
+        calibration=InRange(job.calibration, most),
+        validation=None if job.validation is None else InRange(job.validation, most),
+    )

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankc.progress import Stage
-from rankc.report import metrics_table, sites_table, source_of
+from rankc.report import metrics_table, search_lines, sites_table, source_of
 
 if TYPE_CHECKING:
     from rankc.inspection import Inspection
@@ -107,6 +107,8 @@ class Console:
     def show_result(self, metrics: Metrics, plan: Plan, out: Path) -> None:
         """What a compile came to, and where to read on."""
         self.show_metrics(metrics)
+        for line in search_lines(metrics):
+            self.say(f"  {line}")
         self._show_skips(plan.skips[:_SKIPS_SHOWN])
         if len(plan.skips) > _SKIPS_SHOWN:
             self.say(f"  and {len(plan.skips) - _SKIPS_SHOWN} more, in the report")

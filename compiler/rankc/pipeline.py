@@ -9,12 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import onnx_ir as ir
-
-from rankc.compression import Compressed, Job, compress, id_ranges
-from rankc.data import InRange, open_source
+from rankc.compression import Compressed, Job, compress, id_ranges, in_range
+from rankc.data import Source, open_source
 from rankc.errors import Exit, RecipeError
 from rankc.graph import has_fixed_batch
 from rankc.intake import load, open_original
@@ -24,11 +22,13 @@ from rankc.lowering.result import tolerance
 from rankc.packing import staging, write_golden, write_manifest
 from rankc.passes import split
 from rankc.planning import Plan
-from rankc.progress import Progress, SilentProgress
+from rankc.progress import Progress, SilentProgress, Stage
 from rankc.recipe import Recipe
 from rankc.recipe_load import build_passes, load_recipe, lock, resolved
 from rankc.report import failures, place_of, write_reports
 from rankc.reverting import Timed
+from rankc.search_state import State, state_path
+from rankc.searching import of_trials, search, search_key
 from rankc.serialize import save
 from rankc.timing import open_times
 from rankc.validate import (
@@ -97,12 +97,15 @@ def compile_recipe(
     own = open_metrics(recipe, trust_code=trust_code)
     with staging(out) as folder:
         job = take_in(recipe, tell, trust_code)
-        found = compress(job, tell)
-        job = _in_range(job, found.model)
+        state = State(state_path(out), "")
+        job, found, tried = _find(job, own, state, tell)
+        job = in_range(job, found.model)
         path = _write_model(found, folder)
         engines = _lower(job, path, folder, tell)
         metrics = _validate(job, own, path, engines, found.timed, tell)
+        metrics.update(tried)
         _pack(job, found, engines, metrics, folder)
+    state.forget()
     code, summary = _verdict(metrics, engines)
     return Result(code, summary, metrics, found.plan, out, time.monotonic() - started)
 
@@ -137,7 +140,7 @@ def take_in(recipe: Recipe, tell: Progress, trust_code: bool) -> Job:
     job = Job(recipe, taken, calibration, validation, times, *split(build_passes(recipe)))
     if baseline := _baseline(job):
         baseline.check(recipe.gates, target_name("onnxruntime", processor()))
-    if times is None and any(budget.unit == "ms" for budget in recipe.budget):
+    if times is None and "ms" in _limited(recipe):
         raise RecipeError(
             "budget: ms needs times of the model's layers: measure them with `rankc profile` and "
             "name the table in timing.table, or a device in timing.device"
@@ -150,14 +153,35 @@ def _baseline(job: Job, compressed: Path | None = None) -> Baseline | None:
     return open_baseline(job.recipe, subject)
 
 
-def _in_range(job: Job, model: ir.Model) -> Job:
-    """The job with rows that are checked for ids which the bundle will refuse."""
-    most = id_ranges(model)
-    return dataclasses.replace(
-        job,
-        calibration=InRange(job.calibration, most),
-        validation=None if job.validation is None else InRange(job.validation, most),
-    )
+def _limited(recipe: Recipe) -> set[str]:
+    """The units that are budgeted or searched."""
+    units = {budget.unit for budget in recipe.budget}
+    return units | ({recipe.search.unit} if recipe.search and recipe.search.unit else set())
+
+
+def _find(
+    job: Job, own: Sequence[Own], state: State, tell: Progress
+) -> tuple[Job, Compressed, Metrics]:
+    """What becomes of the model: by the recipe's budget, or by a search for one.
+
+    Returns:
+        The job with the rows that decide the gates, what was made, and what the search adds to
+        metrics.json.
+    """
+    recipe, added = job.recipe, cast(Metrics, {})
+    if recipe.search is None:
+        return job, compress(job, tell), added
+    baseline = _baseline(job)
+    locked = _locked(dataclasses.replace(recipe, search=None), job)
+    key = search_key(recipe, {**locked, "baseline": baseline and baseline.content})
+
+    def measure(path: Path, rows: Source | None, stage: Stage) -> Metrics:
+        held = _baseline(job, path)
+        return validate(job.taken.path, path, rows, of_trials(recipe), stage, own, held)
+
+    tried = search(job, measure, dataclasses.replace(state, key=key), tell)
+    added.update({"front": tried.points, "search": tried.how})
+    return tried.job, tried.found, added
 
 
 def _write_model(found: Compressed, folder: Path) -> Path:
@@ -267,6 +291,14 @@ def _write_lock(job: Job, folder: Path) -> dict[str, Any]:
     """Write what the bundle was made from: recipe.yaml, and recipe.lock.json, which it gives."""
     recipe = job.recipe
     (folder / "recipe.yaml").write_text(resolved(recipe), encoding="utf-8", newline="\n")
+    locked = _locked(recipe, job)
+    text = json.dumps(locked, indent=2, sort_keys=True) + "\n"
+    (folder / "recipe.lock.json").write_text(text, encoding="utf-8", newline="\n")
+    return locked
+
+
+def _locked(recipe: Recipe, job: Job) -> dict[str, Any]:
+    """What has to be equal for the same bytes to come out."""
     digests = {"model": job.taken.sha256, "calibration": job.calibration.digest()}
     if (named := recipe.timing.table) is not None:
         digests["timing"] = hashlib.sha256((recipe.folder / named).read_bytes()).hexdigest()
@@ -275,10 +307,7 @@ def _write_lock(job: Job, folder: Path) -> dict[str, Any]:
     for name, metric in recipe.metrics.items():
         code = recipe.folder / metric.code.rpartition(":")[0]
         digests[f"metrics.{name}"] = hashlib.sha256(code.read_bytes()).hexdigest()
-    locked = lock(recipe, digests)
-    text = json.dumps(locked, indent=2, sort_keys=True) + "\n"
-    (folder / "recipe.lock.json").write_text(text, encoding="utf-8", newline="\n")
-    return locked
+    return lock(recipe, digests)
 
 
 def _read(path: Path) -> Any:

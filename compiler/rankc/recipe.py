@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BeforeValidator, WithJsonSchema
 
 Goal = Literal[
@@ -212,6 +212,29 @@ class Refit:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Search:
+    """Find the smallest plan that keeps every gate, by bisection over the budget."""
+
+    objective: Literal["smallest", "fastest"] = "smallest"  # which of those that keep the gates
+    # what is bisected, in the place of the budget of that unit: that of the first budget, or bytes.
+    # Budgets of other units hold as they are
+    unit: Unit | None = None
+    low: Annotated[float, Gt(0), Le(1)] = 0.02  # share of the original to go down to
+    high: Annotated[float, Gt(0), Le(1)] = 1.0  # and up to
+    tolerance: Annotated[float, Ge(0.005), Lt(1)] = 0.05  # go on until the share is known so well
+    steps: Count = 10  # plans that are measured, at most
+    # begin no other plan after that long; one is always measured. Run again, it goes on
+    minutes: Annotated[float, Ge(0)] | None = None
+    # search on every other validation row, and let the gates of the bundle be decided by the rest,
+    # which had no part in the choice
+    holdout: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high, and low is {self.low}, high {self.high}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Gate:
     """One promise, checked on the finished model. `metric` names a row of metrics.json."""
 
@@ -324,6 +347,7 @@ class Recipe:
     # metrics of your own by name, which gates may name: `my_score: {code: "scoring.py:score",
     # better: higher}`
     metrics: Mapping[str, OwnMetric] = dataclasses.field(default_factory=dict)
+    search: Search | None = None  # `{}` for the defaults; left out, the budget is what counts
     gates: tuple[Gate, ...] = ()  # the exit code tells whether they hold
     latency: Latency = Latency()
     lower: tuple[Target, ...] = (Target("onnxruntime"),)

@@ -258,6 +258,8 @@ def _contradictions(recipe: Recipe) -> Iterator[_Problem]:
             yield _Problem(("gates", index, "metric"), f"unknown value {_show(gate.metric)}", hint)
         elif problem := _undecidable(gate, recipe):
             yield _Problem(("gates", index), *problem)
+    if problem := _pointless(recipe):
+        yield _Problem(("search",), *problem)
     for key, names in (
         ("lower", [target.name for target in recipe.lower]),
         ("budget", [budget.unit for budget in recipe.budget]),
@@ -265,6 +267,20 @@ def _contradictions(recipe: Recipe) -> Iterator[_Problem]:
         for index, name in enumerate(names):
             if name in names[:index]:
                 yield _Problem((key, index), f"{name} is listed twice")
+
+
+def _pointless(recipe: Recipe) -> tuple[str, str] | None:
+    """Why a search could not find anything, and what to do."""
+    search = recipe.search
+    if search is None:
+        return None
+    if not recipe.gates:
+        return "without gates every plan passes, so there is nothing to search for", "add gates"
+    if recipe.data.validation is not None:
+        return None
+    if search.objective == "fastest":
+        return "without rows nothing is timed", "add data.validation"
+    return ("there are no rows to hold out", "add data.validation") if search.holdout else None
 
 
 def _undecidable(gate: Gate, recipe: Recipe) -> tuple[str, str] | None:

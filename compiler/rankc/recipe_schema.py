@@ -26,14 +26,15 @@ from rankc.recipe import (
     Profile,
     Recipe,
     Refit,
+    Search,
     Target,
     Timing,
 )
 from rankc.recipe_load import ALL_PASSES, PassTypes, option_types
 
 _SECTIONS = (
-    Recipe, Data, DataSpec, Images, Budget, Planning, Timing, Refit, OwnMetric, Gate, Latency,
-    Target, Profile
+    Recipe, Data, DataSpec, Images, Budget, Planning, Timing, Refit, Search, OwnMetric, Gate,
+    Latency, Target, Profile
 )  # fmt: skip
 
 
@@ -209,6 +210,7 @@ def _heading(kind: type[Any]) -> str:
         Planning: "`planning`",
         Timing: "`timing`",
         Refit: "`refit`",
+        Search: "`search`",
         OwnMetric: "`metrics.<name>`",
         Gate: "`gates[]`",
         Latency: "`latency`",

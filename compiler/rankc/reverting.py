@@ -87,6 +87,7 @@ def revert(
     *,
     efficiency: float = 0.0,
     bench: Bench | None = None,
+    memo: Memo | None = None,
 ) -> tuple[Plan, ir.Model, list[Timed]]:
     """The plan that `fit` makes of the draft without rewrites that are slower than dense.
 
@@ -98,6 +99,7 @@ def revert(
         efficiency: share of the speed-up that its multiply-accumulates promise, which a rewrite
             has to reach.
         bench: where to time; by default ONNX Runtime with one thread, here.
+        memo: of earlier calls for the same model and machine; what is in it is not timed again.
 
     Returns:
         The plan, the finished model, and what was timed, in the order of the plan; what was put
@@ -107,7 +109,7 @@ def revert(
         RecipeError: as `fit`, of the draft as it came.
         MachineError: there is no ONNX Runtime, or it refuses a layer.
     """
-    memo: Memo = {}
+    memo = {} if memo is None else memo
     first = fit(draft)
     search = _Search(draft, fit, first, WORTH * first[0].loss)
     as_asked = {offer.site.name for offer in draft.offers if offer.forced is not None}

@@ -1,4 +1,4 @@
-"""`rankc compile` and `rankc plan`."""
+"""`rankc compile`, `rankc search` and `rankc plan`."""
 
 from __future__ import annotations
 
@@ -29,28 +29,47 @@ if TYPE_CHECKING:
 def add(verbs: Any) -> None:
     """Put the verbs on the command line."""
     compile_ = add_verb(verbs, "compile", _compile, "compress, lower, prove, and write a bundle")
-    plan = add_verb(verbs, "plan", _plan, "say what compile would do to which layer; write nothing")
-    for verb in (compile_, plan):
-        add_recipe_options(verb)
-    compile_.add_argument("--out", type=Path, help="the bundle's folder (default build/<recipe>)")
-    compile_.add_argument(
-        "--tar", action="store_true", help="also pack the bundle into one file, OUT.tar"
+    search = add_verb(
+        verbs, "search", _search, "compile to the smallest plan that keeps every gate"
     )
+    plan = add_verb(verbs, "plan", _plan, "say what compile would do to which layer; write nothing")
+    for verb in (compile_, search, plan):
+        add_recipe_options(verb)
+    for verb in (compile_, search):
+        verb.add_argument("--out", type=Path, help="the bundle's folder (default build/<recipe>)")
+        verb.add_argument(
+            "--tar", action="store_true", help="also pack the bundle into one file, OUT.tar"
+        )
     compile_.add_argument(
         "--dry-run", action="store_true", help="stop after the plan, write nothing"
     )
 
 
 def _compile(options: argparse.Namespace) -> int:
+    return _made(options, "compile", dry_run=options.dry_run)
+
+
+def _search(options: argparse.Namespace) -> int:
+    return _made(options, "search", dry_run=False)
+
+
+def _made(options: argparse.Namespace, verb: str, *, dry_run: bool) -> int:
     path = recipe_path(options.recipe)
     from rankc.pipeline import compile_recipe
+    from rankc.search_state import state_path
 
-    recipe, console = start(path, options)
+    recipe, console = start(path, options, searching=verb == "search")
     out = options.out or Path("build") / recipe.name
-    result = compile_recipe(
-        recipe, out, progress=console, dry_run=options.dry_run, trust_code=options.trust_recipe_code
-    )
-    if options.tar and not options.dry_run:
+    try:
+        result = compile_recipe(
+            recipe, out, progress=console, dry_run=dry_run, trust_code=options.trust_recipe_code
+        )
+    except KeyboardInterrupt:
+        if recipe.search is None or not (state := state_path(out)).exists():
+            raise
+        line = f"FAILED | interrupted; {state} has what was measured, run it again to go on"
+        return last_line(line, Exit.INTERRUPTED, options.json)
+    if options.tar and not dry_run:
         from rankc.packing import pack_tar
 
         pack_tar(result.out, result.out.with_name(f"{result.out.name}.tar"))
@@ -64,7 +83,7 @@ def _compile(options: argparse.Namespace) -> int:
         console.show_result(result.metrics, result.plan, result.out)
     if result.exit_code != Exit.OK:
         return last_line(f"FAILED | {result.summary}", result.exit_code, options.json)
-    line = f"PASSED | {result.seconds:.1f} s | {command_line('compile', path, options)}"
+    line = f"PASSED | {result.seconds:.1f} s | {command_line(verb, path, options)}"
     return last_line(line, Exit.OK, options.json)
 
 

@@ -77,11 +77,16 @@ def recipe_of(bundle: Path, options: argparse.Namespace) -> Recipe:
     return recipe
 
 
-def start(path: Path, options: argparse.Namespace) -> tuple[Recipe, Console]:
+def start(
+    path: Path, options: argparse.Namespace, *, searching: bool = False
+) -> tuple[Recipe, Console]:
+    """The recipe, with a search where one is wanted and it has none, and where to tell of it."""
     from rankc.console import Console
     from rankc.recipe_load import load_recipe, version_of
 
     recipe = load_recipe(path, options.overrides)
+    if searching and recipe.search is None:
+        recipe = load_recipe(path, [*options.overrides, "search={}"])
     console = Console(quiet=options.quiet, to_stderr=options.json)
     console.say(f"rankc {version_of('rankc')} · recipe {recipe.name} · model {recipe.model}")
     return recipe, console

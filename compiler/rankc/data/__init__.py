@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rankc.data.arrays import NpyFolder, NpzFile
+from rankc.data.every_other import EveryOther
 from rankc.data.images import ImageFolder, find_images
 from rankc.data.source import Array, Batch, InRange, Source, Wanted, refused_rows
 from rankc.data.tables import CsvFile, ParquetFile
@@ -14,7 +15,7 @@ from rankc.errors import DataError, RecipeError
 from rankc.recipe import DataSpec
 from rankrt.session import TensorSpec
 
-__all__ = ["Array", "Batch", "InRange", "Source", "open_source", "refused_rows"]
+__all__ = ["Array", "Batch", "EveryOther", "InRange", "Source", "open_source", "refused_rows"]
 
 KINDS = (
     "an .npz file, a folder of .npy files or of images, a .parquet or .csv file, or "

@@ -9,6 +9,7 @@ from rankc.report.markdown import report_markdown
 from rankc.report.place import Place, place_of
 from rankc.report.report_html import report_html
 from rankc.report.rows import failures
+from rankc.report.search import search_lines
 from rankc.report.sites import sites_table, source_of
 from rankc.report.terminal import metrics_table
 
@@ -22,6 +23,7 @@ __all__ = [
     "place_of",
     "report_html",
     "report_markdown",
+    "search_lines",
     "sites_table",
     "source_of",
     "workflow_commands",

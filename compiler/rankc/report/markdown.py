@@ -8,6 +8,7 @@ from typing import Any
 from rankc.reasons import measured
 from rankc.report import text
 from rankc.report.rows import Row, failures, table_rows, warnings
+from rankc.report.search import search_section
 from rankc.validate.schema import Backend, GateRow, LayerTime, Metrics, TimedLayer
 
 Plan = Mapping[str, Any]  # the content of plan.json
@@ -32,6 +33,7 @@ def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
     if metrics["gates"]:
         parts += ["## Gates", _gates(metrics["gates"])]
     parts += ["## Before and after", _before_after(metrics)]
+    parts += search_section(metrics)
     if plan is not None:
         parts += ["## Sites", _sites(plan), "## Skipped", _skipped(plan)]
     if metrics["layers"]:

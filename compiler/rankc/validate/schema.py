@@ -19,6 +19,7 @@ Kind = Literal["accuracy", "performance"]
 Better = Literal["higher", "lower"]
 GateVerdict = Literal["pass", "fail", "undecided"]
 Verdict = Literal["kept", "put back", "too slow, but the budget needs it", "too slow, but as asked"]
+Stopped = Literal["found", "none", "steps", "time"]
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -180,8 +181,21 @@ class Point(TypedDict):
     values: dict[str, float]  # of every metric that a gate names, and size_bytes
     loss: float  # predicted
     passed: bool
+    failed: NotRequired[list[str]]  # of each gate that failed a sentence
     efficient: bool  # no other is smaller and no less accurate, or more accurate and no larger
     chosen: bool
+
+
+@with_config(_STRICT)
+class SearchHow(TypedDict):
+    """How `front` was searched."""
+
+    unit: str  # of the budgets
+    objective: Literal["smallest", "fastest"]
+    # found: the limit is known to the tolerance; none: no plan that was tried keeps every gate
+    stopped: Stopped
+    tolerance: float  # of the budget
+    holdout: bool  # whether the gates were decided by rows that had no part in the search
 
 
 @with_config(_STRICT)
@@ -205,6 +219,7 @@ class Metrics(TypedDict):
     startup: NotRequired[dict[Literal["original", "compressed"], Startup]]
     layer_times: NotRequired[list[LayerTime]]  # at one batch size, the largest that was timed
     front: NotRequired[list[Point]]  # of a search, by rising budget
+    search: NotRequired[SearchHow]
     layers: list[TimedLayer]  # in the order of the plan; those put back come last
     memory_batch: int | None  # rows of the batch that peak_memory_bytes was measured with
     backends: dict[str, Backend]
