@@ -118,8 +118,6 @@ def _gate(gate: GateRow, rows: int) -> dict[str, str]:
     at = "" if gate["batch"] is None else f" at batch {gate['batch']}"
     percentile = gate.get("percentile")
     which = f" p{percentile}" if percentile and gate["metric"] == "latency_ms" else ""
-    baseline = gate.get("against") == "baseline" and "baseline" not in gate["text"]
-    since = " since the baseline" if baseline else ""
     more = [
         _needed(gate, rows) if state in ("undecided", "warning") else "",
         f"line {line} of the recipe" if (line := gate.get("line")) else "",
@@ -128,7 +126,7 @@ def _gate(gate: GateRow, rows: int) -> dict[str, str]:
         "state": state,
         "word": {"pass": "pass", "fail": "FAIL"}.get(state, state),
         "name": f"{gate['metric']}{which}{at}",
-        "text": f"{gate['text']}{since}",
+        "text": gate["text"],
         "message": gate["message"].removeprefix("undecided: "),
         "more": "; ".join(filter(None, more)),
     }
