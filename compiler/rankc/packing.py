@@ -23,8 +23,8 @@ import numpy as np
 from rankc.errors import MachineError, RecipeError
 from rankrt.errors import BundleError
 from rankrt.files import MANIFEST, inside, sha256
-from rankrt.golden import IN, OUT
-from rankrt.manifest import Engine, FileInfo, Golden, Manifest
+from rankrt.golden import IN, OUT, REF
+from rankrt.manifest import Engine, FileInfo, Gate, Golden, Manifest
 from rankrt.session import Array, TensorSpec
 
 GOLDEN = "golden.npz"
@@ -88,6 +88,7 @@ def write_manifest(
     metrics: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
     target: str = "onnxruntime",
+    gates: tuple[Gate, ...] = (),
 ) -> Manifest:
     """Hash every file in the folder and write `manifest.json`; call it last.
 
@@ -110,6 +111,7 @@ def write_manifest(
         metrics=metrics or {},
         versions=versions or {},
         target=target,
+        gates=gates,
     )
     text = manifest.to_json()
     Manifest.from_json(text)  # what the runtime would refuse is not written
@@ -117,14 +119,26 @@ def write_manifest(
     return manifest
 
 
-def write_golden(folder: Path, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Path:
+def write_golden(
+    folder: Path,
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    references: Mapping[str, Array] | None = None,
+) -> Path:
     """Write the golden rows; the same arrays give the same bytes.
+
+    Args:
+        folder: The bundle.
+        inputs: By name.
+        outputs: What the bundle's model put out for them.
+        references: What the original model did.
 
     Raises:
         BundleError: an array holds Python objects, which a bundle never does.
     """
     arrays = {f"{IN}{name}": inputs[name] for name in sorted(inputs)}
     arrays |= {f"{OUT}{name}": outputs[name] for name in sorted(outputs)}
+    arrays |= {f"{REF}{name}": rows for name, rows in sorted((references or {}).items())}
     if bad := [key for key, array in arrays.items() if array.dtype.hasobject]:
         raise BundleError(f"golden rows cannot hold Python objects: {', '.join(bad)}")
     path = folder / GOLDEN

@@ -41,6 +41,7 @@ from rankc.validate import (
     target_name,
     validate,
 )
+from rankc.validate.device_gates import device_gates
 from rankc.validate.fitting import check_gates_fit
 from rankc.validate.own import Own, open_metrics
 from rankc.validate.schema import Metrics, TimedLayer
@@ -261,7 +262,7 @@ def _pack(
     recipe, session = job.recipe, open_model(folder / "model.onnx")
     inputs = golden_inputs(job)
     outputs = session.run(inputs)
-    golden = write_golden(folder, inputs, outputs)
+    golden = write_golden(folder, inputs, outputs, open_original(job.taken).run(inputs))
     largest = max(float(abs(rows).max(initial=0.0)) for rows in outputs.values())
     locked = _write_lock(job, folder)
     write_reports(
@@ -284,6 +285,7 @@ def _pack(
         ranks={choice.site: choice.rank for choice in found.plan.choices},
         metrics={"passed": metrics["passed"], "metrics": metrics["metrics"]},
         versions={**locked["packages"], "python": locked["python"]},
+        gates=device_gates(recipe.gates, metrics),
     )
 
 

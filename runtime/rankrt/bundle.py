@@ -81,6 +81,11 @@ class Bundle:
         """The golden inputs and outputs by name, or None if the bundle has none."""
         return _golden_rows(self._contents)
 
+    def references(self) -> dict[str, Array]:
+        """What the original model put out for the golden inputs; empty if that was not kept."""
+        kept = self.manifest.golden
+        return {} if kept is None else golden.read_all(inside(self._contents.folder, kept.file))[2]
+
     def check_golden(self) -> golden.Comparison | None:
         """Run the golden inputs and compare, or None if the bundle has none.
 

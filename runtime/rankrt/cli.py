@@ -18,18 +18,20 @@ from rankrt import bench
 from rankrt.bundle import Bundle, Contents, engines_by_preference, load, read, why_not
 from rankrt.device_bench import DeviceTiming, device_facts, print_device, time_on_device
 from rankrt.errors import BackendError, BundleError, RankrtError
+from rankrt.gates import check_gates
 from rankrt.manifest import BACKENDS, Manifest
 from rankrt.power import watching
 from rankrt.session import Array
 
-OK, INTERNAL, USAGE, GOLDEN, INTERRUPTED = 0, 1, 2, 4, 130
+OK, INTERNAL, USAGE, GOLDEN, PERFORMANCE, INTERRUPTED = 0, 1, 2, 4, 5, 130
 
 _EPILOG = """\
 A bundle is the folder that `rankc compile` wrote, or a .tar of it. Every file is checked against
 its sha256 before anything is opened; nothing is changed.
 
 exit codes: 0 fine; 2 wrong usage or inputs; 3 the bundle is damaged, changed or of another
-version; 4 its outputs are not the golden ones; 6 nothing here can run it; 130 interrupted
+version; 4 its outputs are not the golden ones, or an accuracy gate failed; 5 a size or latency
+gate failed; 6 nothing here can run it; 130 interrupted
 """
 
 
@@ -70,11 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     parser.add_argument("--traceback", action="store_true", help="show where a bug of ours struck")
-    verbs = parser.add_subparsers(required=True, metavar="info | selftest | bench")
+    verbs = parser.add_subparsers(required=True, metavar="info | selftest | gate | bench")
     _add(verbs, "info", _info, "what is in it, what would run it here, and why the rest would not")
     selftest = _add(verbs, "selftest", _selftest, "does it compute here what it computed when made")
+    gate = _add(verbs, "gate", _gate, "do the recipe's gates hold here, as far as this can tell")
     benchmark = _add(verbs, "bench", _bench, "how fast it is here, in time and memory")
-    for verb in (selftest, benchmark):
+    for verb in (selftest, gate, benchmark):
         verb.add_argument("--backend", choices=BACKENDS, help="use this one, or fail")
         verb.add_argument(
             "--threads", type=int, default=1, help="of ONNX Runtime; 0: its choice (default 1)"
@@ -83,9 +86,10 @@ def _parser() -> argparse.ArgumentParser:
         "--batch", type=_positive, nargs="+", default=[1, 32, 256], metavar="N",
         help="rows a call (default 1 32 256)",
     )  # fmt: skip
-    benchmark.add_argument(
-        "--seconds", type=float, default=1.0, help="spent on each batch size (default 1)"
-    )
+    for verb in (gate, benchmark):
+        verb.add_argument(
+            "--seconds", type=float, default=1.0, help="spent on each batch size (default 1)"
+        )
     benchmark.add_argument(
         "--random", action="store_true", help="made-up inputs even where there are golden rows"
     )
@@ -182,6 +186,36 @@ def _selftest(options: argparse.Namespace) -> int:
         return GOLDEN
     print("OK")
     return OK
+
+
+def _gate(options: argparse.Namespace) -> int:
+    with load(options.bundle, backend=options.backend, threads=options.threads) as bundle:
+        result = bundle.check_golden()
+        checked = check_gates(bundle, options.seconds)
+    failed = [one for one in checked if one.passed is False]
+    missed = result is not None and not result.ok
+    bad_answers = missed or any(one.gate.kind == "accuracy" for one in failed)
+    code = GOLDEN if bad_answers else PERFORMANCE if failed else OK
+    if options.json:
+        facts = {"golden": None if result is None else {**dataclasses.asdict(result)}}
+        rows = [dataclasses.asdict(one) for one in checked]
+        return _print_json({**_opened(bundle), **facts, "gates": rows, "ok": code == OK}, code)
+    _show_backend(bundle)
+    golden = "none kept" if result is None else f"{result.passed} of {result.rows} inputs"
+    _line("golden", golden)
+    for i, one in enumerate(checked):
+        seen = "" if one.value is None else f"{one.value:.6g}"
+        mark = {None: "not decided", True: "pass", False: "FAIL"}[one.passed]
+        _line("" if i else "gates", f"{mark:<12}{one.name}", one.gate.text, seen, f"({one.note})")
+    words = [*(["golden outputs missed"] if missed else []), *(one.name for one in failed)]
+    left = sum(one.passed is None for one in checked)
+    told = f", {left} not decided here" if left else ""
+    held = len(checked) - left - len(failed)
+    verdict = (
+        _shown(", ".join(words)) if words else "1 gate holds" if held == 1 else f"{held} gates hold"
+    )
+    print(f"{'FAILED' if words else 'PASSED'} | {verdict}{told}")
+    return code
 
 
 def _bench(options: argparse.Namespace) -> int:

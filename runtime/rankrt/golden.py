@@ -12,7 +12,7 @@ import numpy as np
 from rankrt.errors import BundleError
 from rankrt.session import Array
 
-IN, OUT = "in:", "out:"
+IN, OUT, REF = "in:", "out:", "ref:"
 MAX_BYTES = 256 << 20  # of all arrays together
 
 
@@ -31,7 +31,18 @@ class Comparison:
 
 
 def read(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Inputs and outputs by name; pickled data is refused, for it could run code.
+    """Inputs and outputs by name.
+
+    Raises:
+        BundleError: as `read_all`.
+    """
+    return read_all(path)[:2]
+
+
+def read_all(path: Path) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """Inputs, outputs, and what the original model put out; that may be nothing.
+
+    Pickled data is refused, for it could run code.
 
     Raises:
         BundleError: it is not such a file, or unpacks to more than MAX_BYTES.
@@ -46,9 +57,13 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, Array]]:
         raise BundleError(f"{path} does not hold plain arrays: {error}") from error
     inputs = {key.removeprefix(IN): a for key, a in every.items() if key.startswith(IN)}
     outputs = {key.removeprefix(OUT): a for key, a in every.items() if key.startswith(OUT)}
-    if not inputs or not outputs or len(inputs) + len(outputs) != len(every):
-        raise BundleError(f"{path} must hold {IN}<name> and {OUT}<name> arrays and nothing else")
-    return inputs, outputs
+    references = {key.removeprefix(REF): a for key, a in every.items() if key.startswith(REF)}
+    known = len(inputs) + len(outputs) + len(references) == len(every)
+    if not inputs or not outputs or not known or not references.keys() <= outputs.keys():
+        raise BundleError(
+            f"{path} must hold {IN}<name>, {OUT}<name> and {REF}<name> arrays and nothing else"
+        )
+    return inputs, outputs, references
 
 
 def _check_size(path: Path) -> None:

@@ -21,6 +21,7 @@ FORMAT = 1  # bump when an old runtime would misread a new bundle
 MAX_BYTES = 8 << 20  # of manifest.json; ours have some kilobytes
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")  # best first
 PRECISIONS = ("fp16", "fp32")  # fastest first
+KINDS = ("accuracy", "performance")  # of gates
 _DTYPES = {"bool", "object", "float16", "float32", "float64"} | {
     f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
 }
@@ -64,6 +65,20 @@ class Golden:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Gate:
+    """A promise of the recipe, as a bound on a value of this bundle's model."""
+
+    metric: str
+    kind: str  # one of KINDS
+    text: str  # as the recipe means it: "drop ≤ 0.001"
+    at_least: bool  # whether the bound is the least, or the most
+    bound: float | None  # None: it takes more than the bundle to decide
+    batch: int | None = None
+    percentile: int | None = None  # of a latency
+    output: str | None = None  # that a distance is of
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
     """What a bundle holds, and what its maker promises about it."""
 
@@ -81,6 +96,7 @@ class Manifest:
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of metrics.json
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of what made it
     target: str = "onnxruntime"
+    gates: tuple[Gate, ...] = ()
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -139,6 +155,7 @@ def _manifest(raw: object) -> Manifest:
         model=item.get("model", str),
         target=item.get("target", str),
         files=item.mapping("files", _file),
+        gates=item.tuple("gates", _gate),
         inputs=item.tuple("inputs", _spec),
         outputs=item.tuple("outputs", _spec),
         id_ranges=item.mapping("id_ranges", _id_range),
@@ -182,6 +199,20 @@ def _engine(raw: object, where: str) -> Engine:
         ran=item.get("ran", bool),
         reason=item.optional("reason", lambda value, at: _typed(value, at, str)),
         tolerance=item.optional("tolerance", _number),
+    )
+
+
+def _gate(raw: object, where: str) -> Gate:
+    item = _Reader(raw, where, Gate)
+    return Gate(
+        metric=item.get("metric", str),
+        kind=item.get("kind", str),
+        text=item.get("text", str),
+        at_least=item.get("at_least", bool),
+        bound=item.optional("bound", _number),
+        batch=item.optional("batch", lambda value, at: _typed(value, at, int)),
+        percentile=item.optional("percentile", lambda value, at: _typed(value, at, int)),
+        output=item.optional("output", lambda value, at: _typed(value, at, str)),
     )
 
 
@@ -253,6 +284,10 @@ def _check(manifest: Manifest) -> None:
         _tolerance(f"engines[{i}].tolerance", engine.tolerance)
         if engine.built != (engine.file is not None):
             raise BundleError(f"{MANIFEST}: engines[{i}] must have a file exactly if it was built")
+    for i, gate in enumerate(manifest.gates):
+        _choice(f"gates[{i}].kind", gate.kind, KINDS)
+        if gate.batch is not None and gate.batch < 1:
+            raise BundleError(f"{MANIFEST}: gates[{i}].batch is {gate.batch}, expected 1 or more")
     if manifest.golden is not None:
         _tolerance("golden.tolerance", manifest.golden.tolerance)
 

@@ -167,3 +167,14 @@ def test_what_cannot_be_compared_says_why(compiled: tuple[Project, Done]) -> Non
     assert "on a board" in cells(lines["latency_ms b1"])[3]
     assert "other validation data" in cells(lines["auc"])[3]
     assert lines["size_bytes"].change == 0
+
+
+def test_a_device_decides_what_it_can(
+    compiled: tuple[Project, Done], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rankrt.cli import run
+
+    assert run(["gate", str(compiled[0].out), "--seconds", "0.01"]) == 0
+    out = capsys.readouterr().out
+    assert "8 of 8 inputs" in out
+    assert out.splitlines()[-1] == "PASSED | 0 gates hold, 2 not decided here"
