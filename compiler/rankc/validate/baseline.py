@@ -168,7 +168,7 @@ def open_baseline(recipe: Recipe, subject: Callable[[], Subject]) -> Baseline | 
             f"gate on {gates[0].metric} against the baseline: there is no {path}\n"
             "  make it: compile with --set gates=[], then run `rankc baseline update BUNDLE`"
         )
-    own = {name: one.better for name, one in recipe.metrics.items()}
+    own: dict[str, Better] = {name: one.better for name, one in recipe.metrics.items()}
     return Baseline(path, content, subject(), own)
 
 
