@@ -124,6 +124,14 @@ class Console:
         self._print(Text())
         self._print(table)
 
+    def show_table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Cells as they are; the first column is folded where the terminal is narrow."""
+        table = _table(*head)
+        table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self._print(table)
+
     def show_plan(self, plan: Plan) -> None:
         """Every rewrite and every refusal."""
         table = _table("pass", "site", "shape", "rank", "variance lost", "bytes")
