@@ -10,6 +10,7 @@ out by halves. What float16 costs is looked for by rounding the layers of one mo
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from rankc.progress import Progress, SilentProgress, Stage
 from rankc.recipe import Recipe
 from rankc.serialize import save
 from rankc.validate.own import open_metrics
-from rankrt.bundle import Contents, load, read
+from rankrt.bundle import Contents, load, read, why_not
 from rankrt.errors import RankrtError
 from rankrt.session import open_model
 
@@ -197,6 +198,9 @@ def _engines(case: _Case) -> None:
     for engine in case.contents.manifest.engines:
         if engine.backend == "onnxruntime" or not engine.built:
             continue
+        if reason := why_not(engine):
+            case.found.skipped[engine.name] = reason.removeprefix(f"{engine.name}: ")
+            continue
         try:
             with load(case.path, backend=engine.backend) as opened:
                 if opened.engine != engine:
@@ -215,7 +219,7 @@ def _look(case: _Case) -> None:
         found.notes.append(f"nothing to bisect: {found.measure.name} is no worse than before")
         return
     if not any(found.measure.fails(case.harm(seen)) for seen in found.seen.values()):
-        found.notes.append(f"no gate on {found.measure.name} fails here; this is where it goes")
+        found.notes.append(_no_gate_fails(case))
     graph = case.harm(found.seen[COMPRESSED])
     if _matters(case, graph):
         _look_into_graph(case)
@@ -227,6 +231,17 @@ def _look(case: _Case) -> None:
             _look_at_engine(case, engine.name, half if engine.precision == "fp16" else None)
     if not found.findings:
         found.notes.append("no single layer stands out: the drop is spread; raise the budget")
+
+
+def _no_gate_fails(case: _Case) -> str:
+    """Said of a drop that is allowed, or is on the rows that are looked at."""
+    assert case.found.measure is not None
+    name, rows = case.found.measure.name, case.found.rows
+    written = case.contents.folder / "metrics.json"
+    gates = json.loads(written.read_text("utf-8"))["gates"] if written.exists() else []
+    if any(gate["metric"] == name and not gate["passed"] for gate in gates):
+        return f"the gate on {name} failed on all rows, and holds on these {rows:,}: ask for more"
+    return f"no gate on {name} fails here; this is where the drop comes from"
 
 
 def _matters(case: _Case, part: float) -> bool:

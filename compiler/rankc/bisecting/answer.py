@@ -74,8 +74,9 @@ class Answer:
             harm = self.measure.harm(seen)
             lines.append(f"  {name:<{width}}  {self.measure.told(harm)}{self._gate(harm)}")
         lines += [f"  {name:<{width}}  not run: {why}" for name, why in self.skipped.items()]
-        for finding in self.findings:
-            lines += self._told(finding)
+        for k, finding in enumerate(self.findings):
+            again = any(one.level == finding.level for one in self.findings[:k])
+            lines += self._told(finding, "the rest" if again else "it")
         return lines + [f"note: {note}" for note in self.notes]
 
     def _gate(self, harm: float) -> str:
@@ -85,11 +86,11 @@ class Answer:
         allowed = f"the gate allows {self.measure.amount(self.measure.allowed)}"
         return f", {allowed}" if self.measure.fails(harm) else ""
 
-    def _told(self, found: Finding) -> list[str]:
+    def _told(self, found: Finding, of: str) -> list[str]:
         measure = self.measure
         assert measure is not None
         what = f" ({found.what})" if found.what else ""
-        line = f"{found.level}: {_share(found)} comes from {found.name}{what}"
+        line = f"{found.level}: {_share(found, of)} comes from {found.name}{what}"
         if found.after is not None:
             line += f": swapping it back leaves {measure.amount(max(found.after, 0.0))}"
         lines = [line, f"  {found.why}"]
@@ -154,11 +155,11 @@ def share(found: Finding) -> float | None:
     return (found.before - found.after) / found.before if found.before > 0 else 0.0
 
 
-def _share(found: Finding) -> str:
+def _share(found: Finding, of: str) -> str:
     part = share(found)
     if part is None:
-        return "it"
-    return "all of it" if part > 0.995 else f"{number(100 * part, 2)} % of it"
+        return of
+    return f"all of {of}" if part > 0.995 else f"{number(100 * part, 2)} % of {of}"
 
 
 def _finite(harm: float | None) -> float | None:

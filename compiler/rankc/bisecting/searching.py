@@ -78,11 +78,13 @@ def _heaviest(harm: Harm, groups: Sequence[tuple[str, ...]]) -> str:
 
     for group in groups:
         push(group)
-    while len(part := heapq.heappop(heap)[2]) > 1:
+    while True:
+        part = heapq.heappop(heap)[2]
         middle = len(part) // 2
+        if not middle:
+            return part[0]
         push(part[:middle])
         push(part[middle:])
-    return part[0]
 
 
 def _blame(harm: Harm, part: frozenset[str], everything: frozenset[str]) -> float:
