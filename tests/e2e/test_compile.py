@@ -34,6 +34,7 @@ BUNDLE = {
     "recipe.yaml",
     "report.html",
     "report.md",
+    "report.sarif",
 }
 Compiled = tuple[Project, Done]
 

@@ -178,3 +178,17 @@ def test_a_device_decides_what_it_can(
     out = capsys.readouterr().out
     assert "8 of 8 inputs" in out
     assert out.splitlines()[-1] == "PASSED | 0 gates hold, 2 not decided here"
+
+
+def test_github_is_told_where_it_runs_this(made: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.set(gates=[{"metric": "size_ratio", "goal": "threshold", "value": 99}])
+    summary = made.folder / "summary.md"
+    monkeypatch.chdir(made.folder)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    done = on(made, "gate", "--quiet")
+    assert done.code == Exit.PERFORMANCE
+    lines = made.recipe.read_text("utf-8").splitlines()
+    line = 1 + next(i for i, text in enumerate(lines) if "size_ratio" in text)
+    assert f"::error file=recipe.yaml,line={line},title=rankc%3A size_ratio fail::" in done.err
+    assert summary.read_text("utf-8").startswith("# small: FAILED")
