@@ -163,8 +163,9 @@ class _Run:
     @property
     def unit(self) -> Unit:
         """What is bisected."""
-        units = [budget.unit for budget in self.recipe.budget]
-        return self.asked.unit or (units[0] if units else "bytes")
+        if self.asked.unit is not None:
+            return self.asked.unit
+        return self.recipe.budget[0].unit if self.recipe.budget else "bytes"
 
     @property
     def start(self) -> float:
