@@ -39,6 +39,7 @@ BLOCKS, WIDTH, HIDDEN, CLASSES, ROWS = 10, 32, 64, 8, 1024
 SCALE = 0.5  # of a block
 OUTLIERS, LARGER = 16, 100.0  # validation rows, none of the golden ones, and how much larger
 PEAK = 12000.0  # what ordinary rows reach where an outlier overflows
+SCALED = 8000.0
 LAYERS = tuple(f"{part}{k}" for k in range(BLOCKS) for part in ("up", "down"))
 FAULTS = ("bias", "transposed", "rank", "overflow")
 
@@ -101,20 +102,24 @@ class Planted:
         return self.folder / "bundle"
 
 
-def project(folder: Path, overflow: str | None = None) -> Planted:
-    """Write model, rows and recipe; labels are drawn from what the model says."""
+def project(folder: Path, overflow: str | None = None, *, half: bool = False) -> Planted:
+    """Write model, rows and recipe; labels are drawn from what the model says.
+
+    With `half`, or a layer to overflow, the target is float16 and some rows are much larger.
+    """
+    half = half or overflow is not None
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2, ROWS, WIDTH)).astype(np.float32)
     factor = 1.0 if overflow is None else PEAK / _peak(overflow, x[1], folder)
     save(net(overflow, factor), folder / "model.onnx")
-    if overflow is not None:
+    if half:
         x[1, -OUTLIERS:] *= LARGER
     p = open_model(folder / "model.onnx").run({"x": x[1]})["p"]
     labels = (p.cumsum(axis=1) < rng.random((ROWS, 1))).sum(axis=1).clip(0, CLASSES - 1)
     _savez(folder / "calibration.npz", x=x[0])
     _savez(folder / "validation.npz", x=x[1], label=labels)
-    precision = "fp32" if overflow is None else "fp16"
+    precision = "fp16" if half else "fp32"
     recipe = {
         "name": "faulty",
         "model": "model.onnx",
@@ -145,7 +150,17 @@ def _savez(path: Path, **arrays: Any) -> None:
 
 
 def spoil(model: ir.Model, layer: str, fault: str) -> None:
-    """Plant a wrong bias or a transposed factor in the factors of a layer, in place."""
+    """Plant a wrong bias or a transposed factor in the factors of a layer, in place.
+
+    Or scale one factor up and the other one down: the same function, until float16.
+    """
+    if fault == "scaled":
+        for name, factor in ((f"{layer}.A", SCALED), (f"{layer}.B", 1 / SCALED)):
+            value = model.graph.initializers[name]
+            assert value.const_value is not None
+            array = value.const_value.numpy() * np.float32(factor)
+            value.const_value = ir.tensor(array, name=name)
+        return
     name = f"{layer}.b" if fault == "bias" else f"{layer}.A"
     value = model.graph.initializers[name]
     assert value.const_value is not None

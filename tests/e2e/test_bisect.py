@@ -98,6 +98,17 @@ def test_a_layer_that_overflows_in_float16_is_named(tmp_path: Path) -> None:
     assert found["with"] is None  # no number: NaN
 
 
+def test_factors_that_overflow_where_the_original_does_not_are_named(tmp_path: Path) -> None:
+    made = project(tmp_path / "project", half=True)
+    with faulty_pass("up6", "scaled"):
+        assert compiled(made, "--quiet").code == Exit.OK
+        found = finding(made)
+    assert (found["level"], found["layer"], found["cause"]) == ("precision", "up6", "overflow")
+    assert found["pass"] == "lowrank"
+    assert found["what"] == "up6.A in float16"
+    assert "the original does well in float16" in found["why"]
+
+
 def test_it_is_told_in_words(copy: Planted) -> None:
     spoil_file(copy.bundle, "down2", "bias")
     done = bisected(copy)
