@@ -14,6 +14,7 @@ from typing import Any, cast
 from rankc.compression import Compressed, Job, compress, id_ranges, in_range
 from rankc.data import Source, open_source
 from rankc.errors import Exit, RecipeError
+from rankc.fp16_split import add_split
 from rankc.graph import has_fixed_batch
 from rankc.intake import load, open_original
 from rankc.layer_facts import layers_json
@@ -225,6 +226,8 @@ def _validate(
         metrics = validate(
             job.taken.path, compressed, job.validation, job.recipe, stage, own, baseline
         )
+    models = job.taken.path, compressed
+    add_split(metrics, models, job.validation, job.recipe, golden_inputs(job), tell)
     for name, engine in engines.items():
         metrics["backends"][name] = {
             "built": engine.built,

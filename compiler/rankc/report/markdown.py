@@ -9,7 +9,7 @@ from rankc.reasons import measured
 from rankc.report import text
 from rankc.report.rows import Row, failures, table_rows, warnings
 from rankc.report.search import search_section
-from rankc.validate.schema import Backend, GateRow, LayerTime, Metrics, TimedLayer
+from rankc.validate.schema import Backend, GateRow, LayerTime, Metrics, Split, TimedLayer
 
 Plan = Mapping[str, Any]  # the content of plan.json
 _LONGEST = 10
@@ -36,6 +36,8 @@ def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
     parts += search_section(metrics)
     if plan is not None:
         parts += ["## Sites", _sites(plan), "## Skipped", _skipped(plan)]
+    if splits := metrics.get("split"):
+        parts += ["## Where the change comes from", _splits(splits)]
     if metrics["layers"]:
         parts += ["## Layers timed", _timed(metrics["layers"])]
     if layers := metrics.get("layer_times"):
@@ -86,6 +88,35 @@ def _warned(gate: GateRow) -> bool:
 def _unsure(failed: Sequence[str]) -> str:
     unsure = sum(message.startswith("undecided:") for message in failed)
     return f", {unsure} of them undecided" if unsure else ""
+
+
+def _splits(splits: Mapping[str, Mapping[str, Split]]) -> str:
+    """Targets of one precision share one table: their graphs are the same."""
+    (found, *_), targets = splits.values(), ", ".join(splits)
+    rows = [
+        [
+            name,
+            _part(one["floor"], one["floor_interval"]),
+            _part(one["compression"], one["compression_interval"]),
+            _part(one["lowering"], one["lowering_interval"]),
+            _part(one["total"], one["total_interval"]),
+        ]
+        for name, one in found.items()
+    ]
+    head = ["", "float16 alone", "compression", "lowering", "both"]
+    note = (
+        f"Changes from the original in float32, for {targets}. Float16 alone is the original in "
+        "float16, the floor of noise; lowering is what float16 adds to the compressed model. Its "
+        "graphs are those that are lowered, run by ONNX Runtime on this CPU, which computes many "
+        "operators in float32 between roundings; an engine may differ."
+    )
+    return "\n\n".join([text.markdown_table(head, rows), note])
+
+
+def _part(value: float, interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return text.short(value)
+    return f"{text.short(value)} ({text.short(interval[0])} to {text.short(interval[1])})"
 
 
 def _mark(row: Row) -> str:

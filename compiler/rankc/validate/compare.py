@@ -80,7 +80,7 @@ def validate(
         before,
         after,
         source,
-        columns=_columns(recipe),
+        columns=columns_of(recipe),
         own=own,
         head_rows=max(sizes, default=1),
         tick=lambda rows: _advance(stage, 0, _SCORED, rows / (source.rows or math.inf)),
@@ -145,7 +145,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _columns(recipe: Recipe) -> tuple[str, str]:
+def columns_of(recipe: Recipe) -> tuple[str, str]:
     """Names of the label and of the group column."""
     spec = recipe.data.validation
     return ("label", "group") if spec is None else (spec.label or "label", spec.group or "group")

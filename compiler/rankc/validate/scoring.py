@@ -64,7 +64,7 @@ def score(
     if name not in {spec.name for spec in compressed.outputs}:
         raise ModelError(f"compressed model: it has no output '{name}', which the original has")
     names = Names(name, *columns)
-    collected = _Collected(names, OwnSoFar(tuple(own)), head_rows, batched_inputs(original.inputs))
+    collected = Collected(names, OwnSoFar(tuple(own)), head_rows, batched_inputs(original.inputs))
     for batch in source.batches():
         with refused_rows(source, collected.rows, batch.rows):
             before, after = original.run(batch.feeds)[name], compressed.run(batch.feeds)[name]
@@ -92,7 +92,9 @@ def batched_inputs(inputs: Sequence[TensorSpec]) -> frozenset[str]:
 
 
 @dataclasses.dataclass(slots=True)
-class _Collected:
+class Collected:
+    """What is kept of two models' answers, batch by batch."""
+
     names: Names
     own: OwnSoFar
     head_rows: int
