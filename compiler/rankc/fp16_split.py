@@ -1,7 +1,7 @@
 """What float16 does to the answers, told apart from what the compression does to them.
 
-The original and the compressed model are converted as every float16 target's are, and all four run
-over the validation rows; see `rankc.validate.split`.
+The original and the compressed model are rounded where every float16 target's are, and all four run
+over the validation rows; see `rankc.validate.split` and, for the rounding, `rankc.lowering.half`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import onnx_ir as ir
+
 from rankc.data import Array, Source
 from rankc.errors import ModelError
-from rankc.lowering.onnxruntime import write_fp16
+from rankc.lowering.half import HalfModel
+from rankc.lowering.precision import Golden
 from rankc.progress import Progress
 from rankc.recipe import Recipe
+from rankc.serialize import save
 from rankc.validate.schema import Metrics, Split
 from rankc.validate.split import beyond_floor, split_changes
 from rankrt.errors import RankrtError
@@ -60,7 +64,10 @@ def _split(
     with tempfile.TemporaryDirectory(prefix=".split-", dir=models[1].parent) as folder:
         halves = [Path(folder) / f"{name}.onnx" for name in ("original", "compressed")]
         for path, half in zip(models, halves, strict=True):
-            write_fp16(path, half, golden)
+            model = HalfModel.of(ir.load(path), Golden(golden, half.parent))
+            if not model.low:
+                raise ModelError(f"nothing in the {half.stem} model can run in it")
+            save(model.rounding(), half)
         return split_changes([*models, *halves], source, recipe)
 
 

@@ -41,7 +41,7 @@ def prove(
     path = folder / f"{model_path.stem}.fp16.onnx" if half else model_path
     try:
         if half:
-            write_fp16(model_path, path, golden)
+            _write_fp16(model_path, path, golden)
         result = _run(path, model_path, target, golden)
     except RankrtError as error:
         result = _result(target, f"not built: {error}")
@@ -51,18 +51,7 @@ def prove(
     return result
 
 
-def write_fp16(model_path: Path, path: Path, golden: Mapping[str, Array] | None) -> None:
-    """Write the float16 form of a model, which every backend is given.
-
-    Args:
-        model_path: a float32 model.
-        path: of the file to write.
-        golden: inputs on which the magnitudes of its values are measured.
-
-    Raises:
-        ModelError: nothing in the model can run in float16.
-        RankrtError: ONNX Runtime refuses the model or the golden inputs.
-    """
+def _write_fp16(model_path: Path, path: Path, golden: Mapping[str, Array] | None) -> None:
     measured = None if golden is None else Golden(golden, path.parent)
     save(to_fp16(ir.load(model_path), measured), path)
 
