@@ -10,6 +10,7 @@ from rankc.recipe import Unit
 from rankc.report import text
 from rankc.report.changes import scaled, unit_of
 from rankc.report.charts import Label, Scatter, Tried, plain, scatter
+from rankc.report.search import how_searched
 from rankc.validate.quantities import Quantity, known_to
 from rankc.validate.schema import GateRow, Metrics, Point
 
@@ -33,9 +34,20 @@ def search(metrics: Metrics) -> dict[str, Any] | None:
         "charts": [_chart(worth, front, metrics) for worth in _worths(front, metrics)],
         "head": ["budget", *names, "predicted loss", "gates", "state"],
         "rows": [_point(point, names, known_to(metrics)) for point in front],
-        "chosen": "" if chosen is None else measured(_as_unit(chosen), chosen["budget"]),
+        "chosen": _chosen(chosen),
         "tried": len(front),
+        "how": how_searched(metrics),
     }
+
+
+def _chosen(point: Point | None) -> str:
+    """What was taken, or why nothing was."""
+    if point is None:
+        return "No plan was chosen."
+    budget = measured(_as_unit(point), point["budget"])
+    if point["passed"]:
+        return f"Chosen: a budget of {budget} (ring)."
+    return f"None keeps every gate; the closest was taken, a budget of {budget} (ring)."
 
 
 def _worths(front: Sequence[Point], metrics: Metrics) -> list[str]:
@@ -110,7 +122,7 @@ def _point(point: Point, names: Sequence[str], known: Mapping[str, Quantity]) ->
     values = [_value(known.get(name), point["values"].get(name)) for name in names]
     state = "chosen" if point["chosen"] else "efficient" if point["efficient"] else ""
     budget = measured(_as_unit(point), point["budget"])
-    gates = "pass" if point["passed"] else "FAIL"
+    gates = "pass" if point["passed"] else ": ".join(["FAIL", *point.get("failed", [])][:2])
     return [budget, *values, text.short(point["loss"]), gates, state]
 
 

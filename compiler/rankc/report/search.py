@@ -20,7 +20,7 @@ def search_section(metrics: Metrics) -> list[str]:
     """Paragraphs of report.md; none where nothing was searched."""
     if "front" not in metrics or "search" not in metrics:
         return []
-    front, how = metrics["front"], metrics["search"]
+    front = metrics["front"]
     names = list(dict.fromkeys(name for point in front for name in point["values"]))
     head = ["budget", *names, "predicted loss", "", ""]
     rows = [
@@ -33,14 +33,23 @@ def search_section(metrics: Metrics) -> list[str]:
         ]
         for point in front
     ]
+    note = f"{how_searched(metrics)} Efficient: no other plan is smaller and no less accurate."
+    return ["## Search", text.markdown_table(head, rows), note]
+
+
+def how_searched(metrics: Metrics) -> str:
+    """For what, on which rows, and why the search ended; empty where nothing was searched."""
+    if "search" not in metrics:
+        return ""
+    how = metrics["search"]
     rests = "on the rows that decide the gates, so it is a little too good for them"
     if how["holdout"]:
         rests = "on every other validation row; the gates were decided by the rest"
-    note = (
+    stopped = _stopped(metrics)
+    return (
         f"The {how['objective']} plan that keeps every gate was searched {rests}. "
-        f"{_stopped(metrics)}. Efficient: no other plan is smaller and no less accurate."
+        f"{stopped[:1].upper()}{stopped[1:]}."
     )
-    return ["## Search", text.markdown_table(head, rows), note]
 
 
 def search_lines(metrics: Metrics) -> Iterator[str]:
