@@ -145,8 +145,7 @@ def verdict(metric: str, drop: float, found: tuple[float, float, Interval], rows
         ),
         layers=[], memory_batch=None, backends={}, environment={},
     )  # fmt: skip
-    gate: Any = Gate(metric, "max-degradation", drop)  # type: ignore[arg-type]
-    (result,) = check([gate], metrics)
+    (result,) = check([Gate(metric, "max-degradation", drop)], metrics)
     return result.ruling.verdict
 
 
