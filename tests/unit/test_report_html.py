@@ -256,6 +256,16 @@ def test_metrics_of_the_recipe_are_drawn_in_their_own_direction() -> None:
     assert "gate: rise ≤ 0.5" in text
 
 
+def test_every_gate_that_a_plan_failed_is_listed() -> None:
+    front = [
+        point(9e5, 0.7, False, chosen=True) | {"failed": ["auc fell by 0.1", "size_ratio is 9"]},
+        point(2e6, 0.8, False),
+    ]
+    text = words(section(tree(proof(front=front)), "search"))
+    assert "FAIL: auc fell by 0.1; size_ratio is 9" in text
+    assert "None keeps every gate; the closest was taken, a budget of 900,000 bytes" in text
+
+
 def test_places_are_inside_their_figures() -> None:
     root = tree(**everything())
     for picture in root.iter("svg"):

@@ -122,7 +122,8 @@ def _point(point: Point, names: Sequence[str], known: Mapping[str, Quantity]) ->
     values = [_value(known.get(name), point["values"].get(name)) for name in names]
     state = "chosen" if point["chosen"] else "efficient" if point["efficient"] else ""
     budget = measured(_as_unit(point), point["budget"])
-    gates = "pass" if point["passed"] else ": ".join(["FAIL", *point.get("failed", [])][:2])
+    failed = "; ".join(point.get("failed", []))
+    gates = "pass" if point["passed"] else f"FAIL: {failed}" if failed else "FAIL"
     return [budget, *values, text.short(point["loss"]), gates, state]
 
 
