@@ -13,6 +13,7 @@ from rankc.validate.schema import Metrics
 from rankrt.bundle import Contents
 
 Value = float | int | str | None
+_WHOLE = 1000  # from here on what is behind the point is noise
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,13 +134,20 @@ def cells(line: Line) -> tuple[str, str, str, str]:
     """A row of the table: name, both values, and the change or why there is none."""
     change = line.note
     if line.change is not None:
-        change = text.short(line.change) if line.change else "the same"
+        change = _signed(line.change) if line.change else "the same"
         if line.change and isinstance(line.old, int | float) and line.old:
             change += f" ({100 * line.change / abs(line.old):+.2f} %)".replace("-", text.MINUS)
     return line.name, _shown(line.old), _shown(line.new), change
 
 
+def _signed(change: float) -> str:
+    digits = float(f"{abs(change):.3g}")
+    return f"{'+' if change > 0 else text.MINUS}{_shown(digits)}"
+
+
 def _shown(value: Value) -> str:
     if value is None:
         return text.DASH
-    return value if isinstance(value, str) else f"{value:,.6g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= _WHOLE else f"{value:.6g}"
