@@ -141,8 +141,8 @@ def cells(line: Line) -> tuple[str, str, str, str]:
 
 
 def _signed(change: float) -> str:
-    digits = float(f"{abs(change):.3g}")
-    return f"{'+' if change > 0 else text.MINUS}{_shown(digits)}"
+    size = abs(change) if abs(change) >= _WHOLE else float(f"{abs(change):.3g}")
+    return f"{'+' if change > 0 else text.MINUS}{_shown(size)}"
 
 
 def _shown(value: Value) -> str:
