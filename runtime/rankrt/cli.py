@@ -195,7 +195,10 @@ def _gate(options: argparse.Namespace) -> int:
     failed = [one for one in checked if one.passed is False]
     missed = result is not None and not result.ok
     bad_answers = missed or any(one.gate.kind == "accuracy" for one in failed)
-    code = GOLDEN if bad_answers else PERFORMANCE if failed else OK
+    # What cannot be decided here did not hold where it could be: a device must not let it pass.
+    left = sum(one.passed is None for one in checked)
+    unproven = left > 0 and not failed and bundle.manifest.metrics.get("passed") is False
+    code = GOLDEN if bad_answers or unproven else PERFORMANCE if failed else OK
     if options.json:
         facts = {"golden": None if result is None else {**dataclasses.asdict(result)}}
         rows = [dataclasses.asdict(one) for one in checked]
@@ -208,7 +211,7 @@ def _gate(options: argparse.Namespace) -> int:
         mark = {None: "not decided", True: "pass", False: "FAIL"}[one.passed]
         _line("" if i else "gates", f"{mark:<12}{one.name}", one.gate.text, seen, f"({one.note})")
     words = [*(["golden outputs missed"] if missed else []), *(one.name for one in failed)]
-    left = sum(one.passed is None for one in checked)
+    words += ["the bundle did not pass its gates when it was compiled"] if unproven else []
     told = f", {left} not decided here" if left else ""
     held = len(checked) - left - len(failed)
     verdict = (

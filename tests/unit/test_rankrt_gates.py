@@ -23,7 +23,9 @@ from sample_metrics import some_metrics
 Done = tuple[int, str]
 
 
-def bundle_of(folder: Path, *gates: Gate, shift: float = 0.25, miss: float = 0.0) -> Path:
+def bundle_of(
+    folder: Path, *gates: Gate, shift: float = 0.25, miss: float = 0.0, passed: bool = True
+) -> Path:
     """A bundle whose original put out `shift` more than its model, golden rows off by `miss`."""
     manifest = write_mlp_bundle(folder)
     inputs = {"x": mlp_rows(8)}
@@ -37,6 +39,7 @@ def bundle_of(folder: Path, *gates: Gate, shift: float = 0.25, miss: float = 0.0
         outputs=manifest.outputs,
         golden=Golden(GOLDEN, 1e-4),
         gates=gates,
+        metrics={"passed": passed},
     )
     return folder
 
@@ -82,6 +85,16 @@ def test_golden_rows_that_are_missed_fail_whatever_the_gates_say(
     code, out = gate(bundle_of(tmp_path / "b", error(1.0), miss=0.01), capsys)
     assert code == 4
     assert out.splitlines()[-1] == "FAILED | golden outputs missed"
+
+
+@pytest.mark.parametrize(("metric", "code"), [("auc", 4), ("mean_abs_err", 0)])
+def test_a_bundle_that_failed_passes_only_where_all_is_decided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, code: int
+) -> None:
+    asked = error(None if metric == "auc" else 1.0, metric)
+    got, out = gate(bundle_of(tmp_path / "b", asked, passed=False), capsys)
+    assert got == code
+    assert ("did not pass its gates when it was compiled" in out) == (code == 4)
 
 
 def test_what_cannot_be_decided_says_what_would(
