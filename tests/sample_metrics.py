@@ -52,6 +52,10 @@ def some_metrics() -> Metrics:
         ),
         layers=[],
         memory_batch=None,
+        startup={
+            "original": {"load_ms": 10.0, "cold_start_ms": 300.0},
+            "compressed": {"load_ms": 5.0, "cold_start_ms": 330.0},
+        },
         backends={},
         environment={},
     )

@@ -156,7 +156,7 @@ REFUSED = {
     ),
     "lacks a batch": (
         Gate("latency_ms", "max-degradation", 1, batch=7, against="baseline"), NOW,
-        "no latency_ms at batch 7; it has latency_ms (batch 1)",
+        "has no latency_ms at batch 7; it has load_ms, cold_start_ms, latency_ms (batch 1)",
     ),
     "another original": (
         Gate("mean_abs_err", "max-degradation", 1, against="baseline"),
