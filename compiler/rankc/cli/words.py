@@ -33,14 +33,7 @@ def add_verb(
 
 def add_recipe_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", help="a recipe file, or the name of one in recipes/")
-    verb.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="override the recipe, e.g. --set budget.keep_ratio=0.1; may be repeated",
-    )  # fmt: skip
-    verb.add_argument("--quiet", action="store_true", help="print the last line only")
-    verb.add_argument(
-        "--trust-recipe-code", action="store_true", help="run Python code that the recipe names"
-    )
+    _add_common(verb, "override the recipe, e.g. --set budget.keep_ratio=0.1; may be repeated")
 
 
 def add_bundle_options(verb: argparse.ArgumentParser) -> None:
@@ -49,9 +42,13 @@ def add_bundle_options(verb: argparse.ArgumentParser) -> None:
         "--recipe", metavar="RECIPE",
         help="the recipe that it was compiled from (default: recipes/<name>.yaml, if there)",
     )  # fmt: skip
+    _add_common(verb, "override the recipe, as when it was compiled; may be repeated")
+
+
+def _add_common(verb: argparse.ArgumentParser, overriding: str) -> None:
     verb.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides",
-        help="override the recipe, as when it was compiled; may be repeated",
+        help=overriding,
     )  # fmt: skip
     verb.add_argument("--quiet", action="store_true", help="print the last line only")
     verb.add_argument(
