@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BeforeValidator, WithJsonSchema
 
+from rankc.recipe_training import Recovery, Training
+
 Goal = Literal[
     "threshold",
     "min-improvement",
@@ -127,6 +129,8 @@ class Data:
 
     calibration: DataSpec  # what the compressed model is fitted on; no labels needed
     validation: DataSpec | None = None  # what the original and the result are compared on
+    training: DataSpec | None = None  # what `train` and `recover` train on; batch_size is a step's
+    holdout: DataSpec | None = None  # never trained on; decides when to stop, and what is kept
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -347,6 +351,8 @@ class Recipe:
     # metrics of your own by name, which gates may name: `my_score: {code: "scoring.py:score",
     # better: higher}`
     metrics: Mapping[str, OwnMetric] = dataclasses.field(default_factory=dict)
+    train: Training | None = None  # `{}` for the defaults; for passes that learn, and needed there
+    recover: Recovery | None = None  # `{}` for the defaults; left out, nothing is trained again
     search: Search | None = None  # `{}` for the defaults; left out, the budget is what counts
     gates: tuple[Gate, ...] = ()  # the exit code tells whether they hold
     latency: Latency = Latency()

@@ -31,9 +31,11 @@ from rankc.recipe import (
     Timing,
 )
 from rankc.recipe_load import ALL_PASSES, PassTypes, option_types
+from rankc.recipe_training import Augment, Objective, Recovery, Training
 
 _SECTIONS = (
-    Recipe, Data, DataSpec, Images, Budget, Planning, Timing, Refit, Search, OwnMetric, Gate,
+    Recipe, Data, DataSpec, Images, Budget, Planning, Timing, Refit, Training,
+    Objective, Augment, Recovery, Search, OwnMetric, Gate,
     Latency, Target, Profile
 )  # fmt: skip
 
@@ -50,7 +52,9 @@ class Option:
 
 def options(kind: type[Any]) -> tuple[Option, ...]:
     """The options of a dataclass, in the order of its fields."""
-    texts = _comments(kind)
+    texts: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        texts |= _comments(one) if dataclasses.is_dataclass(one) else {}
     fields = {field.name: field for field in dataclasses.fields(kind)}
     return tuple(
         Option(name, _type_words(hint), _default(fields[name]), texts.get(name, ""))
@@ -204,12 +208,16 @@ def _heading(kind: type[Any]) -> str:
     places = {
         Recipe: "Top level",
         Data: "`data`",
-        DataSpec: "`data.calibration`, `data.validation`",
+        DataSpec: "`data.calibration`, `.validation`, `.training`, `.holdout`",
         Images: "`data.calibration.image`, `data.validation.image`",
         Budget: "`budget`, `budget[]`",
         Planning: "`planning`",
         Timing: "`timing`",
         Refit: "`refit`",
+        Training: "`train`",
+        Objective: "`train.objective`, `recover.objective`",
+        Augment: "`train.augment`, `recover.augment`",
+        Recovery: "`recover`",
         Search: "`search`",
         OwnMetric: "`metrics.<name>`",
         Gate: "`gates[]`",
