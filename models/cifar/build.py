@@ -23,7 +23,7 @@ from models.vision import export
 from models.vision.training import Settings, train
 
 SHAPE = (3, images.SIDE, images.SIDE)
-FILES = ("model.onnx", "calibration.npz", "validation.npz")
+FILES = ("model.onnx", "calibration.npz", "training.npz", "validation.npz")
 DEFAULT = Settings(epochs=6, seed=0, lr=0.01, batch_size=128, weight_decay=1e-4, pad=4, flip=True)
 TOLERANCE = 1e-4  # of a logit, between ONNX Runtime and PyTorch
 
@@ -48,7 +48,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def write(
     out: Path, model: network.ResNet20, training: Images, test: Images, report: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write the model, both data sets and build.json; returns what build.json says.
+    """Write the model, the data sets and build.json; returns what build.json says.
 
     Raises:
         RuntimeError: ONNX Runtime's logits are not PyTorch's.
@@ -57,7 +57,8 @@ def write(
     export.export(model, SHAPE, out / "model.onnx", "resnet20")
     # uint8 keeps every pixel in a quarter of the space; rankc casts it to the input's float32.
     artifacts.save_npz(out / "calibration.npz", {"image": training.image})
-    artifacts.save_npz(out / "validation.npz", {"image": test.image, "label": test.label})
+    for name, part in (("training", training), ("validation", test)):
+        artifacts.save_npz(out / f"{name}.npz", {"image": part.image, "label": part.label})
     logits = artifacts.predict(out / "model.onnx", test.image)
     error = float(np.abs(logits - export.predict_torch(model, test.image)).max())
     if error > TOLERANCE:

@@ -21,7 +21,7 @@ from models.vision import export
 from models.vision.training import Settings, train
 
 SHAPE = (1, data.SIDE, data.SIDE)
-FILES = ("model.onnx", "calibration.npz", "validation.npz")
+FILES = ("model.onnx", "calibration.npz", "training.npz", "validation.npz")
 DEFAULT = Settings(epochs=60, seed=0, lr=0.05, batch_size=32, weight_decay=5e-3, pad=1, flip=False)
 TOLERANCE = 1e-4  # of a logit, between ONNX Runtime and PyTorch
 
@@ -59,7 +59,7 @@ def evaluate(path: Path, model: DigitsNet, part: data.Digits) -> dict[str, float
 
 
 def write(out: Path, model: DigitsNet, parts: data.Parts) -> dict[str, Any]:
-    """Write the model and both data sets; returns what build.json says of them."""
+    """Write the model and the data sets; returns what build.json says of them."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "model.onnx"
     export.export(model, SHAPE, path, "digits_resnet")
@@ -67,10 +67,9 @@ def write(out: Path, model: DigitsNet, parts: data.Parts) -> dict[str, Any]:
     # Held-out rows first; training rows too, as the last stage sees four pixels of an image.
     rows = np.concatenate([held_out.image, parts.train.image]).astype(np.float32)
     artifacts.save_npz(out / "calibration.npz", {"image": rows})
-    artifacts.save_npz(
-        out / "validation.npz",
-        {"image": validation.image.astype(np.float32), "label": validation.label},
-    )
+    for name, part in (("training", parts.train), ("validation", validation)):
+        rows = part.image.astype(np.float32)
+        artifacts.save_npz(out / f"{name}.npz", {"image": rows, "label": part.label})
     return {
         "metrics": {
             name: evaluate(path, model, part)
