@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.ctr.measure import sha256, write_json
 from benchmarks.ctr.references import ROOT
 from rankc.layer_timing import processor
-from rankc.recipe_load import version_of
+from rankc.recipe_lock import version_of
 
 __all__ = [
     "CACHE",

@@ -41,7 +41,8 @@ from rankc.data import open_source
 from rankc.errors import RecipeError
 from rankc.pipeline import compile_recipe
 from rankc.recipe import Latency, Recipe
-from rankc.recipe_load import load_recipe, resolved
+from rankc.recipe_load import load_recipe
+from rankc.recipe_lock import resolved
 from rankc.validate import validate
 from rankrt.session import open_model
 

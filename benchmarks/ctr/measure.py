@@ -24,7 +24,8 @@ from benchmarks.ctr.references import ROOT
 from benchmarks.ctr.variants import RECIPE, Variant, make, recipe_for
 from rankc.data import open_source
 from rankc.recipe import Latency, Recipe
-from rankc.recipe_load import load_recipe, resolved
+from rankc.recipe_load import load_recipe
+from rankc.recipe_lock import resolved
 from rankc.validate import validate
 from rankrt.session import open_model
 

@@ -26,7 +26,7 @@ from benchmarks.ctr import checks, measure, table
 from benchmarks.ctr.measure import Job, Row, sha256, sources, write_json
 from benchmarks.ctr.references import GRID, ROOT, Training, Zoo
 from benchmarks.ctr.variants import RECIPE, VARIANTS
-from rankc.recipe_load import version_of
+from rankc.recipe_lock import version_of
 from rankc.report.text import TIMES, signed
 
 CACHE = ROOT / "build" / "bench-ctr"

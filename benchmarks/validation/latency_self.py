@@ -30,7 +30,7 @@ import numpy as np
 import onnx_ir as ir
 
 from rankc.layer_timing import processor
-from rankc.recipe_load import version_of
+from rankc.recipe_lock import version_of
 from rankc.report.text import markdown_table
 from rankc.validate.bootstrap import median_interval
 from rankc.validate.latency import LEVEL, Run, compare_latency

@@ -25,7 +25,8 @@ from rankc.passes import split
 from rankc.planning import Plan
 from rankc.progress import Progress, SilentProgress, Stage
 from rankc.recipe import Recipe
-from rankc.recipe_load import build_passes, load_recipe, lock, resolved
+from rankc.recipe_load import build_passes, load_recipe
+from rankc.recipe_lock import lock, resolved
 from rankc.report import failures, place_of, write_reports
 from rankc.reverting import Timed
 from rankc.search_state import State, state_path

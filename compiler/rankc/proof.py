@@ -16,7 +16,7 @@ from rankc.intake import load, open_original
 from rankc.progress import Progress
 from rankc.recipe import Recipe
 from rankc.recipe_bundle import load_kept
-from rankc.recipe_load import resolved
+from rankc.recipe_lock import resolved
 from rankc.report import place_of, write_reports
 from rankc.validate import (
     check_gates_possible,

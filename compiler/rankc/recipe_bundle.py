@@ -15,7 +15,8 @@ import yaml
 
 from rankc.errors import RecipeError
 from rankc.recipe import Recipe
-from rankc.recipe_load import load_recipe, resolved
+from rankc.recipe_load import load_recipe
+from rankc.recipe_lock import resolved
 from rankc.recipe_yaml import Steps, dotted
 from rankrt.files import inside
 

@@ -10,7 +10,8 @@ import pytest
 
 from rankc.errors import DataError, RecipeError
 from rankc.recipe import Data, DataSpec, Gate, OwnMetric, Recipe
-from rankc.recipe_load import load_recipe, resolved
+from rankc.recipe_load import load_recipe
+from rankc.recipe_lock import resolved
 from rankc.validate.own import Own, OwnSoFar, open_metrics
 
 CODE = """

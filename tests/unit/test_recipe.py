@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from rankc.errors import RecipeError
 from rankc.recipe import Budget, Metric, Planning, Profile, Recipe
-from rankc.recipe_load import build_passes, load_recipe, lock, resolved
+from rankc.recipe_load import build_passes, load_recipe
+from rankc.recipe_lock import lock, resolved
 from rankc.recipe_schema import docs_page, options, schema_text
 from rankc.validate.quantities import QUANTITIES
 

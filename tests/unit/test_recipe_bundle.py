@@ -9,7 +9,8 @@ import yaml
 from projects import recipe_of
 from rankc.errors import RecipeError
 from rankc.recipe_bundle import find_recipe, load_of_bundle
-from rankc.recipe_load import load_recipe, resolved
+from rankc.recipe_load import load_recipe
+from rankc.recipe_lock import resolved
 from rankrt.errors import BundleError
 
 GATE = {"metric": "size_ratio", "goal": "threshold", "value": 2}

@@ -34,7 +34,7 @@ def rows(name: str, label: str | None) -> tuple[NDArray[Any], list[NDArray[Any] 
 
 
 def test_files_are_those_that_the_record_describes() -> None:
-    names = ("model.onnx", "calibration.npz", "validation.npz")
+    names = ("model.onnx", "calibration.npz", "training.npz", "validation.npz")
     assert record()["files"] == artifacts.described(FOLDER, names)
     assert MODEL.stat().st_size < 700_000
 

@@ -79,7 +79,8 @@ def start(
 ) -> tuple[Recipe, Console]:
     """The recipe, with a search where one is wanted and it has none, and where to tell of it."""
     from rankc.console import Console
-    from rankc.recipe_load import load_recipe, version_of
+    from rankc.recipe_load import load_recipe
+    from rankc.recipe_lock import version_of
 
     recipe = load_recipe(path, options.overrides)
     if searching and recipe.search is None:
