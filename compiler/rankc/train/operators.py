@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rankc.train import (
+    ops_activation,
+    ops_create,
     ops_elementwise,
     ops_index,
     ops_linear,
+    ops_logic,
     ops_norm,
+    ops_pad,
     ops_reduce,
+    ops_scatter,
     ops_shape,
     ops_window,
 )
 from rankc.train.registry import Builder
 
 OPERATORS: Mapping[str, Builder] = {
+    **ops_activation.OPERATORS,
+    **ops_create.OPERATORS,
     **ops_elementwise.OPERATORS,
     **ops_index.OPERATORS,
     **ops_linear.OPERATORS,
+    **ops_logic.OPERATORS,
     **ops_norm.OPERATORS,
+    **ops_pad.OPERATORS,
     **ops_reduce.OPERATORS,
+    **ops_scatter.OPERATORS,
     **ops_shape.OPERATORS,
     **ops_window.OPERATORS,
 }

@@ -1,4 +1,4 @@
-"""Operators that move numbers without changing them, and integer arithmetic on shapes."""
+"""Operators that move numbers without changing them, and what they ask of shapes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from rankc.train.registry import Builder, Function, Op, Tensor
-
-
-def whole(tensor: Tensor) -> list[int]:
-    """The integers of a tensor of any shape."""
-    return [int(k) for k in tensor.reshape(-1).tolist()]
+from rankc.train.tensors import together, whole
 
 
 def _reshape(op: Op) -> Function:
@@ -36,15 +32,31 @@ def _flatten(op: Op) -> Function:
     axis = op.integer("axis", 1)
 
     def flatten(x: Tensor) -> Tensor:
-        rows = math.prod(x.shape[: axis if axis >= 0 else axis + x.dim()])
-        return x.reshape(rows, -1)
+        at = axis if axis >= 0 else axis + x.dim()
+        return x.reshape(math.prod(x.shape[:at]), math.prod(x.shape[at:]))
 
     return flatten
 
 
 def _concat(op: Op) -> Function:
     axis = op.integer("axis")
-    return lambda *tensors: torch.cat(tensors, axis)
+    return lambda *tensors: torch.cat(tuple(together(*tensors)), axis)
+
+
+def _split(op: Op) -> Function:
+    axis, count = op.integer("axis", 0), op.integer("num_outputs", op.outputs)
+
+    def split(x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        parts = _even(x.shape[axis], count) if sizes is None else whole(sizes)
+        return torch.split(x, parts, axis)
+
+    return split
+
+
+def _even(size: int, count: int) -> list[int]:
+    """Equal parts; where that does not work out the last one is smaller."""
+    part = -(-size // count)
+    return [min(part, max(size - k * part, 0)) for k in range(count)]
 
 
 def _squeeze(x: Tensor, axes: Tensor | None = None) -> Tensor:
@@ -59,39 +71,63 @@ def _unsqueeze(x: Tensor, axes: Tensor) -> Tensor:
     return x
 
 
+def _expand(x: Tensor, shape: Tensor) -> Tensor:
+    both: list[int] = torch.broadcast_shapes(x.shape, tuple(whole(shape)))  # type: ignore[no-untyped-call]
+    return x.expand(both)
+
+
 def _shape(op: Op) -> Function:
     start, end = op.integer("start", 0), op.node.attributes.get("end")
     stop = None if end is None else end.as_int()
     return lambda x: torch.tensor(list(x.shape)[start:stop], dtype=torch.int64)
 
 
-def _constant(op: Op) -> Function:
-    found = op.tensor("value")
-    if found is None:
-        for name, kind in (("value_int", torch.int64), ("value_ints", torch.int64)):
-            if (value := op.node.attributes.get(name)) is not None:
-                found = torch.tensor(value.value, dtype=kind)
-        for name in ("value_float", "value_floats"):
-            if (value := op.node.attributes.get(name)) is not None:
-                found = torch.tensor(value.value, dtype=torch.float32)
-    if found is None:
-        raise op.refuse("holds no tensor, number or list of numbers")
-    return lambda: found
+_UNFOLDED = {"DCR": (0, 3, 4, 1, 5, 2), "CRD": (0, 1, 4, 2, 5, 3)}
 
 
-def _expand(x: Tensor, shape: Tensor) -> Tensor:
-    both: list[int] = torch.broadcast_shapes(x.shape, tuple(whole(shape)))  # type: ignore[no-untyped-call]
-    return x.expand(both)
+def _order(op: Op) -> tuple[int, ...]:
+    mode = op.text("mode", "DCR")
+    if mode not in _UNFOLDED:
+        raise op.refuse(f"mode is {mode!r}; known are DCR and CRD")
+    return _UNFOLDED[mode]
+
+
+def _depth_to_space(op: Op) -> Function:
+    size, order = op.integer("blocksize"), _order(op)
+
+    def depth_to_space(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        depth = c // size**2
+        split = (n, size, size, depth, h, w) if order[1] == 3 else (n, depth, size, size, h, w)
+        return x.reshape(split).permute(order).reshape(n, depth, h * size, w * size)
+
+    return depth_to_space
+
+
+def _space_to_depth(op: Op) -> Function:
+    size, order = op.integer("blocksize"), _order(op)
+    back = [order.index(k) for k in range(6)]
+
+    def space_to_depth(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        blocks = x.reshape(n, c, h // size, size, w // size, size)
+        return blocks.permute(back).reshape(n, c * size**2, h // size, w // size)
+
+    return space_to_depth
 
 
 OPERATORS: Mapping[str, Builder] = {
     "Concat": _concat,
-    "Constant": _constant,
+    "DepthToSpace": _depth_to_space,
     "Expand": lambda op: _expand,
     "Flatten": _flatten,
     "Reshape": _reshape,
     "Shape": _shape,
+    "Size": lambda op: lambda x: torch.tensor(x.numel()),
+    "SpaceToDepth": _space_to_depth,
+    "Split": _split,
     "Squeeze": lambda op: _squeeze,
+    "Tile": lambda op: lambda x, repeats: x.repeat(whole(repeats)),
     "Transpose": _transpose,
     "Unsqueeze": lambda op: _unsqueeze,
 }
