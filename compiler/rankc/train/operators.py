@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rankc.train import (
     ops_activation,
+    ops_attention,
     ops_create,
     ops_elementwise,
     ops_index,
@@ -23,6 +24,7 @@ from rankc.train.registry import Builder
 
 OPERATORS: Mapping[str, Builder] = {
     **ops_activation.OPERATORS,
+    **ops_attention.OPERATORS,
     **ops_create.OPERATORS,
     **ops_elementwise.OPERATORS,
     **ops_index.OPERATORS,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
-from rankc.train.ops_shape import whole
 from rankc.train.ops_window import Pads, padded, padding
 from rankc.train.registry import Builder, Function, Op, Tensor
+from rankc.train.tensors import whole
 
 _CONV = (F.conv1d, F.conv2d, F.conv3d)
 _MAX = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
