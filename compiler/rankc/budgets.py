@@ -11,18 +11,20 @@ from rankc.errors import RecipeError
 from rankc.graph import parameters
 from rankc.intake import Intake
 from rankc.macs import count_macs
-from rankc.passbase import Pass
+from rankc.offers import Candidate
 from rankc.recipe import Budget, Recipe, Unit
 from rankc.serialize import save
 
 
-def resolved_budgets(recipe: Recipe, taken: Intake, passes: Sequence[Pass]) -> tuple[Budget, ...]:
+def resolved_budgets(
+    recipe: Recipe, taken: Intake, offers: Sequence[Candidate]
+) -> tuple[Budget, ...]:
     """How much of each unit the finished model may take; a share only of the milliseconds.
 
     Raises:
-        RecipeError: passes that need a budget have none.
+        RecipeError: sites that need a budget have none.
     """
-    if not recipe.budget and any(pass_.rank is None for pass_ in passes):
+    if not recipe.budget and any(o.forced is None and o.curve.own is None for o in offers):
         raise RecipeError(
             "budget: none is given, and a pass has no rank of its own; add for example "
             "`budget: {keep_ratio: 0.25}`, or `rank: 16` to the pass"

@@ -134,7 +134,7 @@ def _draft(job: Job, model: ir.Model, sites: Sites, known: Calibration) -> Draft
 
 def _plan(job: Job, prepared: Prepared, tell: Progress) -> tuple[Plan, ir.Model, Sequence[Timed]]:
     recipe, timing = job.recipe, job.recipe.timing
-    budgets = resolved_budgets(recipe, job.taken, job.passes)
+    budgets = resolved_budgets(recipe, job.taken, prepared.draft.offers)
     units: list[Unit] = [one.unit for one in budgets if one.unit != "ms"] or ["bytes"]
     timed: Sequence[Timed] = ()
     with tell.stage("plan") as stage, tempfile.TemporaryDirectory(prefix="rankc-") as folder:

@@ -35,6 +35,7 @@ class Candidate:
     forced: int | None = None  # leaves no choice but that rank
     read_by: Readers | None = None  # what a decoder at the site would be folded into
     times: Times | None = None  # on the target; ranks that are not faster than dense are no choice
+    alone: bool = False  # no budget decides: the pass's own rank, or dense
     # forms that were timed and gained too little: no choice; nothing is, once they are `MOST_SLOW`
     slow: tuple[str, ...] = ()
 
@@ -95,6 +96,9 @@ class Offered:
         why = "" if left.any() else reasons.no_rank()
         left &= (ranked < dense).any(axis=1)
         why = why or ("" if left.any() else reasons.none_cheaper(units))
+        if candidate.alone and curve.own is not None:
+            left &= (np.arange(len(left)) == curve.own) & (curve.macs <= candidate.dense.macs)
+            why = why or ("" if left.any() else reasons.own_pays_not(int(curve.ranks[curve.own])))
         if times is not None and times.dense > 0:
             left &= times.ranked < times.dense
             why = why or ("" if left.any() else reasons.none_faster(times.dense, times.measured))

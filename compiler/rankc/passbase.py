@@ -99,6 +99,9 @@ class Curve:
     size_bytes: NDArray[np.int64]  # of the site's initializers after the rewrite
     decoder: NDArray[np.int64] | None = None  # scalars among them that folding can remove
     forms: tuple[str, ...] = ()  # what entry i is emitted as; empty: there is one form only
+    own: int | None = (
+        None  # the entry that the pass takes where no budget decides; None: it has none
+    )
 
     def form(self, at: int) -> str:
         """What entry `at` is emitted as; empty for the only form there is."""

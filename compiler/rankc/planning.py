@@ -121,8 +121,8 @@ def make_plan(
     Args:
         candidates: the sites.
         skips: what is left alone already.
-        budgets: the most that the model may take of each unit. Without any, every site becomes the
-            smallest that it can; meant for candidates that are forced to a rank.
+        budgets: the most that the model may take of each unit. Without any, every site takes the
+            rank that its pass alone would, if that pays, and where there is none, the smallest.
         fixed: what the model takes of each unit besides the sites.
         planning: how to choose; by default as a recipe does that says nothing.
 
@@ -151,10 +151,13 @@ def smallest_plan(
 ) -> Plan:
     """Every site as small as it gets, whatever is lost; arguments as of `make_plan`.
 
-    Smallest by the sum of the shares of the budgets that it takes; without budgets, in bytes.
+    Smallest by the sum of the shares of the budgets that it takes; without budgets in bytes, and
+    where a curve names its pass's own rank, of that and dense.
     """
     planning, fixed = planning or Planning(), fixed or {}
     counted: dict[Unit, float | None] = {**budgets} or {"bytes": None}
+    if not budgets:
+        candidates = [dataclasses.replace(candidate, alone=True) for candidate in candidates]
     offered = [Offered.of(candidate, tuple(counted), planning) for candidate in candidates]
     room = [1 if m is None else _limit(unit, m, fixed) for unit, m in counted.items()]
     takes = [(one.offer.costs / np.maximum(room, 1.0)).sum(axis=1) for one in offered]

@@ -76,6 +76,11 @@ def none_cheaper(units: Sequence[Unit]) -> str:
     return f"left dense: no rank takes {' or '.join(kinds)}"
 
 
+def own_pays_not(rank: int) -> str:
+    """Why: no budget decides, and at the rank that the pass would take the layer is no smaller."""
+    return f"left dense: its own rank, {rank}, takes no fewer bytes, or more MACs"
+
+
 def slower_here(forms: Sequence[str]) -> str:
     """Why: the forms that seemed best were timed, and lost."""
     named = " and ".join(filter(None, dict.fromkeys(forms)))

@@ -229,6 +229,24 @@ def test_the_smallest_plan_minds_every_budget() -> None:
     assert planned(smallest_plan([c], [], budgets={})) == {"bytes": 40}
 
 
+def test_without_a_budget_a_site_takes_the_rank_of_its_pass_if_that_pays() -> None:
+    ranks, loss = np.arange(1, 5), np.array([3.0, 2.0, 1.0, 0.0])
+    curve = Curve(ranks, loss / 4, loss, 10 * ranks, 30 * ranks, 40 * ranks, own=1)
+    site, dense = Site("trp", "fc", (4, 4)), Dense(25, 75, 100)
+    c = Candidate(site, dense, curve)
+    plan = make_plan([c], [])
+    (choice,) = plan.choices
+    assert (choice.rank, choice.full_rank) == (2, 4)
+    assert "dense would cost 20 bytes more and save 2" in choice.reason
+    assert [x.rank for x in make_plan([c], [], budgets={"bytes": 40}).choices] == [1]
+    dear = dataclasses.replace(c, curve=dataclasses.replace(curve, own=2))
+    slow = dataclasses.replace(c, dense=Dense(25, 59, 100))
+    for kept, rank in ((dear, 3), (slow, 2)):
+        plan = make_plan([kept], [])
+        reason = f"left dense: its own rank, {rank}, takes no fewer bytes, or more MACs"
+        assert (plan.choices, [s.reason for s in plan.skips]) == ((), [reason])
+
+
 # --- options --------------------------------------------------------------------------------
 
 
