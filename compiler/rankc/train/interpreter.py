@@ -20,7 +20,8 @@ from rankc.graph import matches
 from rankc.train.program import Tap, program_of
 from rankc.train.registry import State, Tensor, as_torch
 
-_BIASED = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}  # operators and which input is their bias
+# Inputs that are weights even where they are one number, that is of one channel.
+_ALWAYS = {"Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,), "BatchNormalization": (1, 2)}
 _STATISTICS = {"BatchNormalization": (3, 4)}
 
 
@@ -202,4 +203,4 @@ def _is_weight(value: ir.Value, tensor: Tensor) -> bool:
     uses = [(node.op_type, index) for node, index in value.uses()]
     if any(index in _STATISTICS.get(op, ()) for op, index in uses):
         return False
-    return tensor.numel() > 1 or any(_BIASED.get(op) == index for op, index in uses)
+    return tensor.numel() > 1 or any(index in _ALWAYS.get(op, ()) for op, index in uses)

@@ -1,0 +1,444 @@
+"""BatchNormalization put behind layers for training, and folded into them again.
+
+Compilers and exporters fold BatchNormalization into the convolution before it. A net without it is
+hard to train further (Ioffe & Szegedy, ICML 2015), so it is put back such that nothing changes:
+where z = W x has mean m and variance v in every channel and y = z + b is what the layer puts out,
+    y = scale (z - mean) / sqrt(var + eps) + bias
+with var = v, scale = sqrt(v + eps), mean = m and bias = m + b. The layer's own bias goes: under the
+statistics of a batch its gradient would be zero. Folding is the way back, in float64, cast once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from rankc.errors import DataError, ModelError
+from rankc.graph import array_of, attribute, drop_unused, new_initializer, only_input, values
+from rankc.linalg import Floats
+from rankc.train.interpreter import Interpreter
+from rankc.train.registry import Tensor
+
+Array = NDArray[Any]
+
+EPSILON = 1e-5
+KEPT = 0.9  # of running statistics at every step
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_LAYERS = (*_CONVOLUTIONS, "Gemm", "MatMul")
+
+
+def insert_batch_norms(
+    model: ir.Model, batches: Iterable[Mapping[str, Array]], nodes: Collection[str] | None = None
+) -> list[str]:
+    """Put a BatchNormalization behind layers, in place, so that the model computes the same.
+
+    There is none behind a layer that only a BatchNormalization reads, nor within a pair of
+    convolutions, that is behind one without a bias that only convolutions read. The bias of the
+    new node takes the name of the layer's, and its output the name of the layer's output.
+
+    Args:
+        model: cleaned up.
+        batches: arrays by input name, for the means and variances, over batches and positions.
+        nodes: names of layers: Conv, ConvTranspose, and Gemm or MatMul with outputs (batch, m).
+            By default every convolution with constant weights.
+
+    Returns:
+        Names of the new nodes, in the model's order: `<layer>/batch_norm`.
+
+    Raises:
+        ModelError: a named node is not there or no such layer, or the model cannot be run in torch.
+        DataError: no batches, one without an input, or numbers that are not finite.
+    """
+    layers = [layer for layer in _meant(model, nodes) if not layer.needs_none]
+    if not layers:
+        return []
+    found = _measure(model, [str(layer.output.name) for layer in layers], batches)
+    return [_insert(model, layer, found[str(layer.output.name)]) for layer in layers]
+
+
+def fold_batch_norms(model: ir.Model) -> int:
+    """Fold BatchNormalization into the layer before it, in place, by the running statistics.
+
+    Left alone are those behind anything else than a layer with constant weights, and those whose
+    layer is read by others. Weights that other nodes share are copied first.
+
+    Returns:
+        How many were folded.
+    """
+    folded = 0
+    for node in list(model.graph):
+        if node.op_type == "BatchNormalization" and (layer := _foldable(node)) is not None:
+            _fold(model, node, layer)
+            folded += 1
+    return folded
+
+
+@torch.no_grad()
+def reestimate_batch_norms(net: Interpreter, batches: Iterable[Mapping[str, Tensor]]) -> None:
+    """Take the running statistics anew: the mean of the batches', weighted by their rows.
+
+    To be done before a net is looked at whose weights have changed by anything but steps of
+    training, as Maestro does (Horváth et al., ICML 2024). No weight changes; whether the net is
+    training stays as it was.
+
+    Args:
+        net: nothing happens where it has no BatchNormalization.
+        batches: tensors by input name, on the net's device.
+
+    Raises:
+        DataError: no batches, or one with a single number a channel.
+    """
+    statistics = _statistics(net)
+    if not statistics:
+        return
+    mode, state, rows = net.training, net.state, 0
+    before = state.momentum, state.fixed_statistics
+    net.train()
+    state.fixed_statistics = False
+    try:
+        for batch in batches:
+            if rows == 0:
+                _reset(net, statistics)
+            count = len(batch[net.input_names[0]])
+            rows += count
+            state.momentum = count / rows
+            _run_training(net, batch)
+    finally:
+        state.momentum, state.fixed_statistics = before
+        net.train(mode)
+    if rows == 0:
+        raise DataError("BatchNormalization: no rows to take the statistics from")
+
+
+def _run_training(net: Interpreter, batch: Mapping[str, Tensor]) -> None:
+    try:
+        net.run(batch)
+    except ValueError as error:  # torch's word for a channel that has one number
+        raise DataError(
+            f"BatchNormalization: a batch has no variance: {error}; give more rows a batch"
+        ) from error
+
+
+def _statistics(net: Interpreter) -> list[tuple[str, str]]:
+    """Names of running mean and variance, a pair for each BatchNormalization."""
+    return [
+        (str(only_input(node, 3).name), str(only_input(node, 4).name))
+        for node in net.graph
+        if node.op_type == "BatchNormalization"
+    ]
+
+
+def _reset(net: Interpreter, statistics: Iterable[tuple[str, str]]) -> None:
+    for mean, var in statistics:
+        net.weight(mean).zero_()
+        net.weight(var).fill_(1.0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Layer:
+    """y = W x + b with constant W and b, and a channel of y for each entry of its axis 1."""
+
+    node: ir.Node
+    add: ir.Node | None  # that adds the bias of a MatMul
+    bias: Floats | None  # (channels,)
+
+    @property
+    def output(self) -> ir.Value:
+        return (self.add or self.node).outputs[0]
+
+    @property
+    def needs_none(self) -> bool:
+        """Whether no BatchNormalization belongs behind it."""
+        readers = {reader.op_type for reader in self.output.consumers()}
+        if not readers or self.output.is_graph_output():
+            return False
+        if readers == {"BatchNormalization"}:
+            return True
+        first = self.node.op_type in _CONVOLUTIONS and self.bias is None
+        return first and readers <= set(_CONVOLUTIONS)
+
+
+def _layer_of(node: ir.Node) -> _Layer | None:
+    """The layer that `node` is, or None where it is none that can be scaled by channel."""
+    weight = array_of(node.inputs[1]) if node.op_type in _LAYERS else None
+    if weight is None or not np.issubdtype(weight.dtype, np.floating):
+        return None
+    if node.op_type == "MatMul" and (weight.ndim != 2 or _rank(node.outputs[0]) != 2):
+        return None
+    add = _add_behind(node) if node.op_type == "MatMul" else None
+    read = node.inputs[2:] if add is None else add.inputs
+    value = next((v for v in read if v not in (None, node.outputs[0])), None)
+    if value is None:
+        return _Layer(node, add, None)
+    row = _row(value, _channels(node, weight))
+    return None if row is None else _Layer(node, add, _beta(node) * row)
+
+
+def _add_behind(node: ir.Node) -> ir.Node | None:
+    """The Add that is the only reader of a MatMul, where it adds a constant row."""
+    product, weight = node.outputs[0], array_of(node.inputs[1])
+    readers = product.consumers()
+    if len(readers) != 1 or readers[0].op_type != "Add" or product.is_graph_output():
+        return None
+    others = [v for v in readers[0].inputs if v is not product]
+    assert weight is not None
+    added = len(others) == 1 and _row(others[0], weight.shape[1]) is not None
+    return readers[0] if added and _rank(readers[0].outputs[0]) == 2 else None
+
+
+def _row(value: ir.Value | None, width: int) -> Floats | None:
+    """A constant of one row, (width,) in float64; None where it is anything else."""
+    array = array_of(value)
+    if array is None or array.size not in (1, width) or array.shape[-1:] not in ((), (array.size,)):
+        return None
+    return np.broadcast_to(array.reshape(-1).astype(np.float64), (width,))
+
+
+def _rank(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)
+
+
+def _beta(node: ir.Node) -> float:
+    found = node.attributes.get("beta")
+    return 1.0 if found is None else float(found.as_float())
+
+
+def _channels(node: ir.Node, weight: Array) -> int:
+    if node.op_type == "ConvTranspose":
+        return int(weight.shape[1]) * attribute(node, "group", 1)
+    first = node.op_type == "Conv" or attribute(node, "transB", 0)
+    return int(weight.shape[0 if first else 1])
+
+
+def _scaled(node: ir.Node, weight: Array, by: Floats) -> Floats:
+    """The weights of a layer whose channel k puts out by[k] as much."""
+    array = weight.astype(np.float64)
+    if node.op_type == "ConvTranspose":  # (inputs, outputs of a group, ...)
+        groups = attribute(node, "group", 1)
+        split = array.reshape(groups, -1, *array.shape[1:])
+        factors = by.reshape(groups, 1, -1, *[1] * (array.ndim - 2))
+        return np.asarray(split * factors).reshape(array.shape)
+    first = node.op_type == "Conv" or attribute(node, "transB", 0)
+    return np.asarray(array * (by.reshape(-1, *[1] * (array.ndim - 1)) if first else by))
+
+
+def _meant(model: ir.Model, nodes: Collection[str] | None) -> list[_Layer]:
+    """The layers that are asked for, in the model's order."""
+    found = {str(node.name): node for node in model.graph}
+    layers: list[_Layer] = []
+    for name in [n for n in found if nodes is None or n in nodes]:
+        node = found[name]
+        if nodes is None and node.op_type not in _CONVOLUTIONS:
+            continue
+        layer = _layer_of(node)
+        if layer is not None:
+            layers.append(layer)
+        elif nodes is not None:
+            raise ModelError(
+                f"{node.op_type} node {name!r}: no BatchNormalization can stand behind it; it has "
+                f"to be one of {', '.join(_LAYERS)} with constant weights and outputs (batch, m)"
+            )
+    if missing := [name for name in nodes or () if name not in found]:
+        raise ModelError(f"no node is called {missing[0]!r}; `rankc inspect` lists names")
+    return layers
+
+
+@dataclasses.dataclass(slots=True)
+class _Running:
+    """Mean and variance a channel of tensors (batch, channels, ...), batch by batch, in float64.
+
+    Merged as in Chan, Golub & LeVeque, COMPSTAT 1982.
+    """
+
+    count: int = 0
+    mean: Tensor | float = 0.0
+    squares: Tensor | float = 0.0  # of the distances to the mean
+
+    def add(self, tensor: Tensor) -> None:
+        rows = tensor.detach().to(torch.float64).transpose(0, 1).flatten(1)
+        more, mean = rows.shape[1], rows.mean(1)
+        squares = (rows - mean[:, None]).square().sum(1)
+        whole = self.count + more
+        step = mean - self.mean
+        self.squares = self.squares + squares + step * step * (self.count * more / whole)
+        self.mean = self.mean + step * (more / whole)
+        self.count = whole
+
+    def result(self) -> tuple[Floats, Floats]:
+        assert isinstance(self.mean, Tensor)
+        assert isinstance(self.squares, Tensor)
+        return self.mean.cpu().numpy(), (self.squares / self.count).cpu().numpy()
+
+
+@torch.no_grad()
+def _measure(
+    model: ir.Model, names: Iterable[str], batches: Iterable[Mapping[str, Array]]
+) -> dict[str, tuple[Floats, Floats]]:
+    """Mean and variance of each channel of the values."""
+    net = Interpreter(model).train(False)
+    running = {name: _Running() for name in names}
+    for name, one in running.items():
+        net.tap(name, _watched(one))
+    for batch in batches:
+        if missing := [name for name in net.input_names if name not in batch]:
+            raise DataError(f"a batch lacks the model's input {missing[0]!r}")
+        net.run({name: torch.from_numpy(np.array(batch[name])) for name in net.input_names})
+    if not all(one.count for one in running.values()):
+        raise DataError("BatchNormalization: no rows to measure means and variances on")
+    found = {name: one.result() for name, one in running.items()}
+    for name, (mean, var) in found.items():
+        if not (np.isfinite(mean).all() and np.isfinite(var).all()):
+            raise DataError(f"value {name!r} is not finite on the data that is trained on")
+    return found
+
+
+def _watched(one: _Running) -> Callable[[Tensor], Tensor]:
+    def tap(tensor: Tensor) -> Tensor:
+        one.add(tensor)
+        return tensor
+
+    return tap
+
+
+def _insert(model: ir.Model, layer: _Layer, found: tuple[Floats, Floats]) -> str:
+    """Put a BatchNormalization of that mean and variance behind a layer; its name."""
+    old = layer.output
+    name = _unique(f"{layer.node.name}/batch_norm", {str(n.name) for n in model.graph})
+    parameters = _parameters(model, layer, name, found)
+    out = ir.Value(name=old.name, type=old.type, shape=old.shape)
+    old.name = _unique(f"{name}.input", {str(v.name) for v in values(model)})
+    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
+    new = ir.Node(
+        "",
+        "BatchNormalization",
+        [layer.node.outputs[0], *parameters],
+        [ir.AttrFloat32("epsilon", EPSILON), ir.AttrFloat32("momentum", KEPT)],
+        outputs=[out],
+        name=name,
+    )
+    model.graph.insert_after(layer.add or layer.node, new)
+    if layer.add is not None:
+        model.graph.remove(layer.add, safe=True)
+    return name
+
+
+def _parameters(
+    model: ir.Model, layer: _Layer, name: str, found: tuple[Floats, Floats]
+) -> list[ir.Value]:
+    """Scale, bias, mean and variance of a new node; the layer's own bias is taken away."""
+    weight, (mean, var) = array_of(layer.node.inputs[1]), found
+    assert weight is not None
+    var = var.astype(weight.dtype).astype(np.float64)  # as it will be read
+    arrays = {
+        f"{name}.scale": np.sqrt(var + float(np.float32(EPSILON))),
+        _take_bias(model, layer) or f"{name}.bias": mean,
+        f"{name}.mean": mean if layer.bias is None else mean - layer.bias,
+        f"{name}.var": var,
+    }
+    return [new_initializer(model, key, a.astype(weight.dtype)) for key, a in arrays.items()]
+
+
+def _take_bias(model: ir.Model, layer: _Layer) -> str | None:
+    """Let a layer read no bias; the name that this frees."""
+    holder, k = (layer.node, 2) if layer.add is None else (layer.add, _added(layer))
+    bias = holder.inputs[k] if len(holder.inputs) > k else None
+    if bias is None:
+        return None
+    holder.replace_input_with(k, None)
+    if layer.add is None:
+        holder.resize_inputs(2)
+    drop_unused(model, [bias])
+    return None if bias.uses() or bias.is_graph_output() else str(bias.name)
+
+
+def _added(layer: _Layer) -> int:
+    """Which input of the Add is the bias."""
+    assert layer.add is not None
+    return 1 if layer.add.inputs[0] is layer.node.outputs[0] else 0
+
+
+def _foldable(node: ir.Node) -> _Layer | None:
+    """The layer that a BatchNormalization can be folded into."""
+    value, parameters = only_input(node), [array_of(v) for v in node.inputs[1:]]
+    producer = value.producer()
+    if producer is None or value.is_graph_output() or len(value.uses()) != 1:
+        return None
+    if attribute(node, "training_mode", 0) or any(array is None for array in parameters):
+        return None
+    if producer.op_type == "Add":
+        above = [v.producer() for v in producer.inputs if v is not None]
+        layers = [_layer_of(n) for n in above if n is not None and n.op_type == "MatMul"]
+        return next((one for one in layers if one is not None and one.add is producer), None)
+    return _layer_of(producer)
+
+
+def _fold(model: ir.Model, node: ir.Node, layer: _Layer) -> None:
+    scale, bias, mean, var = (
+        np.asarray(array_of(value)).astype(np.float64) for value in node.inputs[1:]
+    )
+    epsilon = node.attributes.get("epsilon")
+    by = scale / np.sqrt(
+        var + (float(np.float32(EPSILON)) if epsilon is None else epsilon.as_float())
+    )
+    shift = bias + by * ((0.0 if layer.bias is None else layer.bias) - mean)
+    title = str(only_input(node, 2).name)
+    _scale_weight(model, layer.node, by)
+    _take_bias(model, layer)
+    _remove(model, node, layer)
+    dtype = only_input(layer.node, 1).dtype
+    assert dtype is not None
+    _give_bias(model, layer, new_initializer(model, title, shift.astype(dtype.numpy())))
+
+
+def _scale_weight(model: ir.Model, node: ir.Node, by: Floats) -> None:
+    """Scale the channels of a layer; weights that others read stay as they are."""
+    value = only_input(node, 1)
+    tensor = value.const_value
+    assert tensor is not None
+    array = _scaled(node, tensor.numpy(), by).astype(tensor.numpy().dtype)
+    if len(value.uses()) > 1 or value.is_graph_output():
+        node.replace_input_with(1, new_initializer(model, f"{node.name}.weight", array))
+    else:
+        value.const_value = ir.tensor(array, name=value.name)
+
+
+def _remove(model: ir.Model, node: ir.Node, layer: _Layer) -> None:
+    """Connect round a BatchNormalization."""
+    out, parameters = node.outputs[0], list(node.inputs[1:])
+    kept = layer.output
+    ir.convenience.replace_all_uses_with(out, kept, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+    kept.name = out.name
+    drop_unused(model, [value for value in parameters if value is not None])
+
+
+def _give_bias(model: ir.Model, layer: _Layer, bias: ir.Value) -> None:
+    """Let a layer that has none, or an Add that has been left alone, add a bias."""
+    node, product = layer.node, layer.node.outputs[0]
+    if layer.add is not None:
+        layer.add.replace_input_with([v is None for v in layer.add.inputs].index(True), bias)
+    elif node.op_type != "MatMul":
+        node.resize_inputs(3)
+        node.replace_input_with(2, bias)
+        node.attributes.pop("beta", None)
+    else:
+        total = ir.Value(name=product.name, type=product.type, shape=product.shape)
+        product.name = _unique(f"{node.name}.product", {str(v.name) for v in values(model)})
+        ir.convenience.replace_all_uses_with(product, total, replace_graph_outputs=True)
+        name = _unique(f"{node.name}.b", {str(n.name) for n in model.graph})
+        add = ir.Node("", "Add", [product, bias], outputs=[total], name=name)
+        model.graph.insert_after(node, add)
+
+
+def _unique(name: str, taken: Collection[str]) -> str:
+    unique, k = name, 1
+    while unique in taken:
+        unique, k = f"{name}.{k}", k + 1
+    return unique
