@@ -57,10 +57,11 @@ models-efficientnet: $(STAMP)/efficientnet
 models-cifar: $(STAMP)/models
 	@$(BIN)/python -m models.cifar.build $(ARGS)
 
-docs: $(STAMP)/compile
+docs: $(STAMP)/dev
 	@$(BIN)/rankc schema --out docs/recipe.schema.json
 	@$(BIN)/rankc schema --docs --out docs/recipe.md
 	@$(BIN)/rankc schema --metrics --out docs/metrics.schema.json
+	@$(BIN)/python tests/train/node_suite.py --out docs/operators.md
 
 doctor: $(STAMP)/compile
 	@$(BIN)/rankc doctor $(ARGS)
