@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rankc.train import (
     ops_activation,
     ops_attention,
+    ops_control,
     ops_create,
     ops_elementwise,
     ops_index,
@@ -15,6 +16,7 @@ from rankc.train import (
     ops_norm,
     ops_pad,
     ops_pool,
+    ops_recurrent,
     ops_reduce,
     ops_scatter,
     ops_shape,
@@ -25,6 +27,7 @@ from rankc.train.registry import Builder
 OPERATORS: Mapping[str, Builder] = {
     **ops_activation.OPERATORS,
     **ops_attention.OPERATORS,
+    **ops_control.OPERATORS,
     **ops_create.OPERATORS,
     **ops_elementwise.OPERATORS,
     **ops_index.OPERATORS,
@@ -33,6 +36,7 @@ OPERATORS: Mapping[str, Builder] = {
     **ops_norm.OPERATORS,
     **ops_pad.OPERATORS,
     **ops_pool.OPERATORS,
+    **ops_recurrent.OPERATORS,
     **ops_reduce.OPERATORS,
     **ops_scatter.OPERATORS,
     **ops_shape.OPERATORS,
