@@ -69,6 +69,8 @@ class Training:
     # data.holdout
     holdout: Annotated[float, Gt(0), Lt(1)] = 0.1
     evaluate: Annotated[float, Gt(0)] = 1.0  # epochs between two looks at the rows held out
+    # what a look goes by: loss, the objective itself; the others need labels
+    metric: Literal["loss", "logloss", "accuracy_top1", "auc", "mse"] = "loss"
     patience: Count | None = None  # stop after that many looks without a better one
     checkpoint: Annotated[float, Ge(0)] = 2.0  # minutes between two checkpoints
     minutes: Annotated[float, Gt(0)] | None = None  # end the training after that long

@@ -16,6 +16,13 @@ class Hook(Protocol):
     """
 
     name: str
+    # The model becomes smaller as it is trained, so that looks at it are not to be compared: the
+    # last weights are kept, whatever the rows held out say.
+    keeps_last: bool
+
+    def key(self) -> str:
+        """The method's options as text: a checkpoint made under others is not gone on from."""
+        ...
 
     def start(self, net: Interpreter, steps: int) -> None:
         """Once, before the optimizer is made: weights may be replaced by computed ones.
@@ -43,7 +50,11 @@ class Hook(Protocol):
         ...
 
     def evaluating(self) -> None:
-        """Before rows held out are looked at: the net has to be what would be deployed."""
+        """Before rows held out are looked at: the net has to be what would be deployed.
+
+        Weights may be changed in place. What the net was is put back after the look, so that
+        looking changes no training; if the look is the best one, the net is kept as it was seen.
+        """
         ...
 
     def after_epoch(self, epoch: int) -> None:
@@ -51,7 +62,10 @@ class Hook(Protocol):
         ...
 
     def finish(self, net: Interpreter) -> None:
-        """Once, after the best weights were put back: settle computed weights."""
+        """Once, after the weights to keep were put back: settle computed weights.
+
+        What this needs of the moment that they are from has to lie in the net's buffers.
+        """
         ...
 
     def report(self) -> dict[str, Any]:
@@ -71,6 +85,10 @@ class Silent:
     """A hook that does nothing: the base of those that need not do everything."""
 
     name = "nothing"
+    keeps_last = False
+
+    def key(self) -> str:
+        return ""
 
     def start(self, net: Interpreter, steps: int) -> None: ...
 

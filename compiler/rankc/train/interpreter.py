@@ -77,6 +77,11 @@ class Interpreter(nn.Module):
         """Initializers that are trained, computed ones included."""
         return (*self._parameters_of, *self._computed)
 
+    @property
+    def computed_names(self) -> tuple[str, ...]:
+        """Those of them that `compute_weight` took over."""
+        return tuple(self._computed)
+
     def train(self, mode: bool = True) -> Interpreter:
         """As in torch; BatchNormalization then goes by the batch."""
         super().train(mode)

@@ -1,0 +1,187 @@
+"""What is minimised over some rows: the task's loss, and how far answers are from the original's.
+
+  label * (-log likelihood of the labels)
++ distill * T^2 KL(original | net)  at temperature T, or the squared difference
++ sum over matched inner values of weight * mean (net - original)^2 / variance of the original
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+
+from rankc.errors import ModelError, RecipeError
+from rankc.graph import matches
+from rankc.recipe_training import Objective
+from rankc.train.interpreter import Interpreter
+from rankc.train.losses import distance, ensemble_loss, task_loss
+from rankc.train.minibatches import Minibatch
+from rankc.train.readings import reading_of
+from rankc.train.teacher import Teacher
+
+Tensor = torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """The parts of the loss, row by row, weights included."""
+
+    parts: Mapping[str, Tensor]  # by name, (rows,) each, to be averaged
+    logits: Tensor  # of the net, as `Reading.logits`
+    targets: Tensor | None  # as `Reading.targets`
+
+    @property
+    def rows(self) -> Tensor:
+        """The loss of every row, (rows,)."""
+        return torch.stack(list(self.parts.values())).sum(dim=0)
+
+    @property
+    def loss(self) -> Tensor:
+        """Its mean."""
+        return torch.stack([part.mean() for part in self.parts.values()]).sum()
+
+
+class Criterion:
+    """The loss of one net, with everything in it that can be told before the first step."""
+
+    def __init__(
+        self,
+        net: Interpreter,
+        objective: Objective,
+        teacher: Teacher | None,
+        batch: Minibatch,
+        where: str,
+    ) -> None:
+        """Find out what answers are, and check that the objective can be had.
+
+        Args:
+            net: what is trained, on its device.
+            objective: the recipe's.
+            teacher: the original, on the same device; needed unless only labels count.
+            batch: a few rows.
+            where: the data, for messages.
+
+        Raises:
+            RecipeError: labels are asked for and there are none, a glob of `match` fits nothing.
+            ModelError: there is no answer to train on.
+        """
+        self.objective, self.where = objective, where
+        self._net, self._teacher = net, teacher
+        self.reading = reading_of(net if teacher is None else teacher.net, objective, batch)
+        self._logit = self.reading.value_of(net)
+        self._original_logit = "" if teacher is None else self.reading.value_of(teacher.net)
+        self._matched = self._find_matched()
+        self._require_possible(batch)
+
+    def terms(self, batch: Minibatch, draw: tuple[int, int] | None = None) -> Terms:
+        """The loss of some rows on the net's device.
+
+        Args:
+            batch: rows.
+            draw: seed and step, for a loss that is drawn; None: the one of likelihood.
+
+        Raises:
+            DataError: labels that do not fit the answer.
+        """
+        with self._net.capture(self._logit, *self._matched) as seen:
+            self._net.run(batch.feeds)
+        logits, targets = self.reading.logits(seen[self._logit]), None
+        if batch.labels is not None:
+            targets = self.reading.targets(batch, logits, self.where)
+        original = self._original(batch)
+        parts = dict[str, Tensor]()
+        if self.objective.label and targets is not None:
+            parts["label"] = self.objective.label * self._of_task(logits, targets, draw)
+        if self.objective.distill:
+            before = self.reading.logits(original[self._original_logit])
+            apart = distance(self.reading.family, before, logits, self.objective.temperature)
+            parts["distill"] = self.objective.distill * _by_row(apart, self._counted(targets))
+        for name, weight in self._matched.items():
+            apart = _apart(name, original[name], seen[name])
+            parts[f"match {name}"] = weight * _whole(apart, batch.size)
+        return Terms(parts, logits, targets)
+
+    def _original(self, batch: Minibatch) -> Mapping[str, Tensor]:
+        names = [*self._matched, *([self._original_logit] if self.objective.distill else [])]
+        if self._teacher is None or not names:
+            return {}
+        return self._teacher.values_of(batch.feeds, dict.fromkeys(names))
+
+    def _of_task(self, logits: Tensor, targets: Tensor, draw: tuple[int, int] | None) -> Tensor:
+        if draw is not None and self.objective.ensemble:
+            return _by_row(ensemble_loss(logits, targets, *draw), None)
+        return _by_row(task_loss(self.reading.family, logits, targets), self._counted(targets))
+
+    def _counted(self, targets: Tensor | None) -> Tensor | None:
+        """Which places count: all, but in a text those without a label."""
+        return targets >= 0 if targets is not None and self.reading.task == "tokens" else None
+
+    def _find_matched(self) -> dict[str, float]:
+        """Weights of inner values that both graphs have, by name."""
+        wanted = {glob: weight for glob, weight in self.objective.match.items() if weight}
+        if not wanted:
+            return {}
+        assert self._teacher is not None, "matching needs the original"
+        original = self._teacher.values
+        own = {str(v.name): v for node in self._net.graph for v in node.outputs if v.name}
+        both = [name for name in own if name in original and _is_float(own[name])]
+        found = dict[str, float]()
+        for glob, weight in wanted.items():
+            fitting = [name for name in both if matches(name, glob)]
+            if not fitting:
+                raise RecipeError(
+                    f"objective.match: {glob!r} fits no value that both the original and the "
+                    f"model to be trained compute; they have {', '.join(both[:20]) or 'none'}"
+                )
+            found = dict.fromkeys(fitting, weight) | found
+        return found
+
+    def _require_possible(self, batch: Minibatch) -> None:
+        goal = self.objective
+        if goal.label and batch.labels is None:
+            raise RecipeError(
+                f"{self.where}: objective.label is {goal.label}, and the rows have no label; name "
+                "its column in data.training.label (and data.holdout.label), or set "
+                "objective.label to 0 to learn from the original's answers alone"
+            )
+        if goal.ensemble and (self.reading.task != "binary" or not goal.label):
+            raise RecipeError(
+                f"objective.ensemble draws losses of binary labels; the answer is "
+                f"{self.reading.task} and objective.label {goal.label:g}"
+            )
+        assert self._teacher is not None or not goal.distill, "distilling needs the original"
+
+
+def _is_float(value: object) -> bool:
+    dtype = getattr(value, "dtype", None)
+    return dtype is None or bool(dtype.is_floating_point())
+
+
+def _by_row(places: Tensor, counted: Tensor | None) -> Tensor:
+    """The loss of every row, whose mean is that over all places that count, (rows,)."""
+    if counted is None:
+        return places.reshape(len(places), -1).mean(dim=1)
+    weights = counted.to(places.dtype)
+    total = weights.sum().clamp(min=1.0)
+    return (places * weights).sum(dim=1) * (len(places) / total)
+
+
+def _apart(name: str, original: Tensor, net: Tensor) -> Tensor:
+    """Squared difference, relative to the original's variance."""
+    if original.shape != net.shape:
+        raise ModelError(
+            f"objective.match: value {name!r} of shape {tuple(original.shape)} in the original "
+            f"has {tuple(net.shape)} in the model to be trained"
+        )
+    variance = original.float().var(correction=0)
+    scale = torch.where(variance > 0, variance, torch.ones_like(variance))
+    return torch.square(net.float() - original.float()) / scale
+
+
+def _whole(entries: Tensor, rows: int) -> Tensor:
+    """Mean of every row; of a value without rows the mean of all, for each of them."""
+    if entries.dim() and len(entries) == rows:
+        return entries.reshape(rows, -1).mean(dim=1)
+    return entries.mean().expand(rows)

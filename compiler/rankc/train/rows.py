@@ -1,0 +1,264 @@
+"""Rows to train on, shuffled, and rows held out, from any source that calibration takes.
+
+What fits into `memory_mb` is read once and shuffled as a whole. A larger source is read again in
+every epoch, through a buffer of that size: of every batch that comes in, as many rows go out, drawn
+from the buffer; so a row moves forward as far as the buffer reaches back, and no further. Files
+that are sorted by class had better be shuffled once, or be given enough memory.
+
+The rows of an epoch depend on the seed and the epoch alone, so that a training that was cut off
+finds the place where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankc.data import Source
+from rankc.errors import DataError
+from rankc.train.minibatches import Block, Minibatch, joined
+
+MEMORY_MB = 1024
+_HELD_OUT, _ORDER = 1, 2  # what numbers are drawn for
+
+
+class Rows:
+    """Training rows and held-out rows."""
+
+    def __init__(
+        self,
+        training: Source,
+        held_out: Source | None = None,
+        *,
+        batch_size: int,
+        share: float = 0.1,
+        seed: int = 0,
+        memory_mb: int | None = None,
+    ) -> None:
+        """Read the rows once, to count them and to keep them where they fit.
+
+        Args:
+            training: rows to train on.
+            held_out: rows to look at; None: a share of the others, which are not trained on.
+            batch_size: rows of a step. The last rows of an epoch that fill no step are left out of
+                it: statistics of a batch are no good for a few rows.
+            share: one row of every 1/share is held out, which one is drawn.
+            seed: of the order and of what is held out.
+            memory_mb: for rows, in 2^20 bytes; the half of it for those held out.
+
+        Raises:
+            DataError: rows that do not fit, fewer than a step takes, none to hold out.
+        """
+        self._training, self._held_out = training, held_out
+        self.batch_size, self._share, self._seed = batch_size, share, seed
+        self._memory = (memory_mb or MEMORY_MB) << 20
+        self._kept = _Kept(self._memory)
+        self._looked_at = _Kept(self._memory // 2)
+        for block, chosen in self._read():
+            if held_out is None:
+                self._looked_at.add(block.take(chosen))
+            self._kept.add(block.take(~chosen))
+        if held_out is not None:
+            for block in _blocks(held_out):
+                self._looked_at.add(block)
+        self.count, self.held_out_count = self._kept.count, self._looked_at.count
+        self._require_enough()
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return self.count // self.batch_size
+
+    @property
+    def digest(self) -> str:
+        """What the rows and their order depend on."""
+        held_out = "" if self._held_out is None else self._held_out.digest()
+        how = (self.batch_size, self._share, self._seed, self._memory, self.count)
+        return " ".join(map(str, (self._training.digest(), held_out, *how)))
+
+    @property
+    def where(self) -> str:
+        """The source, for messages."""
+        return str(self._training.path)
+
+    def first(self) -> Minibatch:
+        """A few rows, to try things on."""
+        return self._kept.first.minibatch(slice(0, self.batch_size))
+
+    def in_memory(self) -> Iterator[Minibatch]:
+        """All rows to train on that are in memory as a whole: none of them otherwise."""
+        if self._kept.whole is not None:
+            for at in range(0, self.count, self.batch_size):
+                yield self._kept.whole.minibatch(slice(at, at + self.batch_size))
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Minibatch]:
+        """The steps of an epoch.
+
+        Args:
+            epoch: counted from 0.
+            skip: steps to leave out, the first ones.
+
+        Raises:
+            DataError: rows that do not fit, or no longer as many as there were.
+        """
+        rng = np.random.default_rng([_ORDER, self._seed, epoch])
+        if self._kept.whole is not None:
+            order = rng.permutation(self.count)
+            for k in range(skip, self.steps):
+                which = order[k * self.batch_size : (k + 1) * self.batch_size]
+                yield self._kept.whole.minibatch(which)
+            return
+        given = 0
+        for block in self._even(self._shuffled(rng)):
+            given += 1
+            if given > skip:
+                yield block.minibatch()
+        if given != self.steps:
+            raise DataError(
+                f"{self.where}: {given * self.batch_size} rows in epoch {epoch + 1}, and "
+                f"{self.count} before; a source has to give the same rows every time"
+            )
+
+    def held_out(self) -> Iterator[Minibatch]:
+        """The rows held out, in their order, in batches of the same size at every look."""
+        if self._looked_at.whole is not None:
+            for at in range(0, self.held_out_count, self.batch_size):
+                yield self._looked_at.whole.minibatch(slice(at, at + self.batch_size))
+        elif self._held_out is not None:
+            yield from (block.minibatch() for block in _blocks(self._held_out))
+        else:
+            blocks = (block.take(chosen) for block, chosen in self._read())
+            yield from (block.minibatch() for block in blocks if len(block))
+
+    def _read(self) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
+        """All rows of the training source, and which of them are held out."""
+        for block in _blocks(self._training):
+            if self._held_out is None:
+                yield block, held_out_of(block.rows, self._share, self._seed)
+            else:
+                yield block, np.zeros(len(block), np.bool_)
+
+    def _shuffled(self, rng: np.random.Generator) -> Iterator[Block]:
+        """Blocks of rows out of a buffer."""
+        buffer, waiting = None, list[Block]()
+        room = max(self._memory // self._kept.row_bytes, 2 * self.batch_size)
+        for block, chosen in self._read():
+            fresh = block.take(~chosen)
+            if not len(fresh):
+                continue
+            if buffer is None:
+                waiting.append(fresh)
+                if sum(map(len, waiting)) >= room:
+                    buffer, waiting = joined(waiting), []
+                continue
+            places = rng.permutation(len(buffer))[: len(fresh)]
+            buffer, out = _swapped(buffer, places, fresh)
+            yield out
+        rest = joined(waiting) if buffer is None else buffer
+        yield rest.take(rng.permutation(len(rest)))
+
+    def _even(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """The same rows in blocks of a step each; what remains is left out."""
+        waiting = list[Block]()
+        for block in blocks:
+            waiting.append(block)
+            if sum(map(len, waiting)) < self.batch_size:
+                continue
+            whole, at = joined(waiting), 0
+            for at in range(self.batch_size, len(whole) + 1, self.batch_size):
+                yield whole.take(np.arange(at - self.batch_size, at))
+            waiting = [whole.take(np.arange(at, len(whole)))]
+
+    def _require_enough(self) -> None:
+        if not self.held_out_count:
+            raise DataError(
+                f"{self.where}: none of {self.count} rows would be held out at train.holdout = "
+                f"{self._share}; give more rows, a larger share, or data.holdout"
+            )
+        if self.count < self.batch_size:
+            apart = f", and {self.held_out_count} held out" if self._held_out is None else ""
+            raise DataError(
+                f"{self.where}: {self.count} rows to train on{apart}, and a step takes batch_size "
+                f"= {self.batch_size}; set data.training.batch_size to {self.count} or less, or "
+                "give more rows"
+            )
+
+
+def held_out_of(rows: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which rows are held out: one of every 1/share, and which one is drawn.
+
+    Neither depends on how many rows there are, so that a stream can be split as it comes.
+
+    Args:
+        rows: numbers of rows, (n,).
+        share: of all rows, in (0, 1).
+        seed: draws.
+    """
+    stratum = np.floor(rows * share).astype(np.int64)
+    start = np.ceil(stratum / share).astype(np.int64)
+    size = np.maximum(np.ceil((stratum + 1) / share).astype(np.int64) - start, 1)
+    drawn = [
+        np.random.default_rng([_HELD_OUT, seed, int(one)]).random() for one in np.unique(stratum)
+    ]
+    place = np.asarray(drawn)[np.searchsorted(np.unique(stratum), stratum)]
+    chosen: NDArray[np.bool_] = rows == start + np.floor(place * size).astype(np.int64)
+    return chosen
+
+
+class _Kept:
+    """Rows as they come in: all of them as long as they fit, else the first block and a count."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory, self._bytes = memory, 0
+        self._blocks: list[Block] | None = []
+        self._whole: Block | None = None
+        self._first: Block | None = None
+        self.count = 0
+
+    def add(self, block: Block) -> None:
+        if not len(block):
+            return
+        self.count += len(block)
+        self._bytes += block.nbytes
+        self._first = block if self._first is None else self._first
+        if self._blocks is not None:
+            self._blocks.append(block)
+            if self._bytes > self._memory:
+                self._blocks = None
+
+    @property
+    def whole(self) -> Block | None:
+        """All of them; None if they do not fit."""
+        if self._blocks and self._whole is None:
+            self._whole, self._blocks = joined(self._blocks), []
+        return self._whole
+
+    @property
+    def first(self) -> Block:
+        assert self._first is not None
+        return self._first
+
+    @property
+    def row_bytes(self) -> int:
+        return max(1, self._bytes // max(self.count, 1))
+
+
+def _blocks(source: Source) -> Iterator[Block]:
+    start = 0
+    for batch in source.batches():
+        yield Block.of(batch, start)
+        start += batch.rows
+
+
+def _swapped(buffer: Block, places: NDArray[np.int64], fresh: Block) -> tuple[Block, Block]:
+    """The buffer with some of its rows replaced, and those rows; what does not fit is appended."""
+    out = buffer.take(places)
+    part, over = fresh.take(np.arange(len(places))), np.arange(len(places), len(fresh))
+    for name, column in part.columns.items():
+        if buffer.columns[name].dtype != column.dtype:  # no longer whole numbers only
+            buffer.columns[name] = buffer.columns[name].astype(buffer.dtypes[name])
+        buffer.columns[name][places] = column
+    buffer.rows[places] = part.rows
+    return (joined([buffer, fresh.take(over)]) if len(over) else buffer), out
