@@ -29,6 +29,7 @@ from rankc.passbase import Moments, Pass, Probe, Site, SiteStats, Skip
 from rankc.passes import EXACT_PASSES, PASSES
 from rankc.progress import Progress, SilentProgress
 from rankc.recipe import DataSpec
+from rankc.recipe_checks import LEARNING
 from rankc.recipe_load import load_recipe
 from rankc.spectra import Offer, Spectrum, offers, paying, spectrum
 from rankc.validate.footprint import footprint
@@ -171,6 +172,8 @@ def _sites(model: ir.Model) -> tuple[dict[Site, Pass], list[Skip]]:
     owners: dict[Site, Pass] = {}
     skips: list[Skip] = []
     for kind in PASSES:
+        if kind.name in LEARNING:  # says nothing of a model that was not trained
+            continue
         pass_ = kind()
         for entry in pass_.match(model):
             if isinstance(entry, Site):

@@ -19,6 +19,18 @@ def has_row_bias(node: ir.Node) -> bool:
     return bias is not None and (bias.ndim < 2 or bias.shape[0] == 1)
 
 
+def refusal(node: ir.Node) -> str | None:
+    """Why a MatMul or Gemm with a constant weight cannot be read as `layer` does, else None."""
+    weight = only_input(node, 1)
+    if len(weight.uses()) > 1:
+        return f"its weight {weight.name!r} is shared by {len(weight.uses())} nodes"
+    if node.op_type == "Gemm" and attribute(node, "transA", 0):
+        return "a Gemm with transA has no batch rows"
+    if not has_row_bias(node):
+        return "its bias is not one constant row"
+    return None
+
+
 def layer(node: ir.Node) -> tuple[Floats, Floats | None]:
     """W (n, m) and b (m,) or None of y = x W + b, float64, Gemm's alpha and beta applied."""
     matrix = constant(node.inputs[1], ndim=2)

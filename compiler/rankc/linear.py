@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from rankc.convolution.kernel import Kernel, kernel_of, refusal
+from rankc.factors import DIRECTIONS, LEARNED
 from rankc.graph import attribute, constant, new_initializer, node_named
 from rankc.layers import has_row_bias, layer
 from rankc.linalg import Floats
@@ -116,4 +117,7 @@ def _put(model: ir.Model, node: ir.Node, index: int, array: Floats) -> None:
     if len(node.inputs) <= index:
         node.resize_inputs(index + 1)
     value = new_initializer(model, str(name), array.astype(np.float32))
+    for key in (DIRECTIONS, LEARNED):
+        if before is not None and key in before.meta:
+            value.meta[DIRECTIONS] = before.meta[key]
     node.replace_input_with(index, value)

@@ -28,6 +28,7 @@ from rankc.passbase import Pass, Site, Skip
 from rankc.passes import EXACT_PASSES, PASSES
 from rankc.progress import Progress, SilentProgress, Stage
 from rankc.rank_grid import grid
+from rankc.recipe_checks import LEARNING
 
 SECONDS = 0.12  # a rank of a form, its dense partner included
 
@@ -138,7 +139,8 @@ def _passes(names: Sequence[str]) -> tuple[Pass, ...]:
     known = {kind.name: kind for kind in PASSES}
     if unknown := [name for name in names if name not in known]:
         raise RecipeError(f"--pass {unknown[0]}: no such pass; choose among {', '.join(known)}")
-    return tuple(_in_every_form(k) for name, k in known.items() if not names or name in names)
+    asked = names or [name for name in known if name not in LEARNING]
+    return tuple(_in_every_form(known[name]) for name in known if name in asked)
 
 
 def _in_every_form(kind: type[Any]) -> Pass:

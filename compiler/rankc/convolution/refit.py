@@ -67,6 +67,22 @@ def refit(
     return Refit(solved, inverse, block, lost, heavy)
 
 
+def given(
+    weight: Floats,
+    moment: Floats,
+    first: Floats,
+    second: Floats,
+    block: int,
+    felt: Floats | None = None,
+) -> Refit:
+    """A second factor that is taken as it is, at every rank its leading part; (m, q)."""
+    total, solved = weight @ moment @ weight.T, second.T
+    cross, spread = first @ moment @ weight.T, first @ moment @ first.T
+    lost = _tails(total, solved, cross, spread, None, block)
+    heavy = lost if felt is None else _tails(total, solved, cross, spread, felt, block)
+    return Refit(solved, np.eye(len(solved)), block, lost, heavy)
+
+
 def damp(moment: Floats, share: float = DAMPING) -> Floats:
     """With a share of the identity of its own scale, (n, n)."""
     level = float(np.trace(moment)) / len(moment)

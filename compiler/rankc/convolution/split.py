@@ -91,7 +91,7 @@ def split(
         weighted: Whether `felt` decides on the directions, too.
     """
     axes = axes_of(name, kernel)
-    a, b = _windows(kernel.window, axes)
+    a, b = windows(kernel.window, axes)
     firsts, fits, maps = [], [], []
     for g, weight in enumerate(kernel.weight):
         heavy = None if felt is None else felt[g]
@@ -104,8 +104,8 @@ def split(
     return Split(name, kernel, (a, tuple(firsts)), (b, tuple(fits)), tuple(maps))
 
 
-def _windows(window: Window, axes: tuple[int, ...]) -> tuple[Window, Window]:
-    """Of the first and the second factor."""
+def windows(window: Window, axes: tuple[int, ...]) -> tuple[Window, Window]:
+    """Of the first factor, which runs along `axes`, and of the second."""
     a = along(window, axes, window.groups)
     rest = tuple(axis for axis in range(len(window.kernel)) if axis not in axes)
     return a, along(dataclasses.replace(window, size=a.output), rest, window.groups)

@@ -9,9 +9,10 @@ from rankc.passes.conv import Conv
 from rankc.passes.embedding import Embedding
 from rankc.passes.gather_fusion import GatherFusion
 from rankc.passes.lowrank import LowRank
+from rankc.passes.maestro import Maestro
 
 EXACT_PASSES: tuple[type[ExactPass], ...] = (GatherFusion,)
-PASSES: tuple[type[Pass], ...] = (Embedding, Conv, LowRank)
+PASSES: tuple[type[Pass], ...] = (Embedding, Conv, LowRank, Maestro)
 
 
 def split(

@@ -26,13 +26,12 @@ from annotated_types import Ge, Le, MinLen
 
 from rankc.graph import (
     Readers,
-    attribute,
     layer_outputs,
     node_named,
     only_input,
     selected,
 )
-from rankc.layers import has_row_bias, layer, replace_by_pivots, replace_layer
+from rankc.layers import layer, refusal, replace_by_pivots, replace_layer
 from rankc.linalg import (
     Directions,
     Floats,
@@ -92,13 +91,8 @@ class LowRank:
                 yield Site(self.name, str(node.name), (n, m))
 
     def _refusal(self, node: ir.Node) -> str | None:
-        weight = only_input(node, 1)
-        if len(weight.uses()) > 1:
-            return f"its weight {weight.name!r} is shared by {len(weight.uses())} nodes"
-        if node.op_type == "Gemm" and attribute(node, "transA", 0):
-            return "a Gemm with transA has no batch rows"
-        if not has_row_bias(node):
-            return "its bias is not one constant row"
+        if reason := refusal(node):
+            return reason
         matrix, _ = layer(node)
         if matrix.size < self.min_size:
             return f"{matrix.size} weights are fewer than min_size = {self.min_size}"
