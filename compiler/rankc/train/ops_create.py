@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from rankc.train.registry import Builder, Function, Op, Tensor
-from rankc.train.tensors import together, whole
+from rankc.train.tensors import reader, together
 
 _VALUES = {
     "value_int": torch.int64,
@@ -30,8 +30,8 @@ def _constant(op: Op) -> Function:
 
 def _constant_of_shape(op: Op) -> Function:
     given = op.tensor("value")
-    value = torch.zeros(1) if given is None else given.reshape(1)
-    return lambda shape: value.expand(whole(shape)).clone()
+    value, read = torch.zeros(1) if given is None else given.reshape(1), reader(op, 0)
+    return lambda shape: value.expand(read(shape)).clone()
 
 
 def _range(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
 from rankc.train.registry import Builder, Function, Op, Tensor
-from rankc.train.tensors import together, whole
+from rankc.train.tensors import reader, together
 
 
 def from_front(index: Tensor, size: int | Tensor, like: Tensor) -> Tensor:
@@ -20,9 +20,12 @@ def from_front(index: Tensor, size: int | Tensor, like: Tensor) -> Tensor:
 
 def _gather(op: Op) -> Function:
     axis = op.integer("axis", 0)
+    known = None if (index := op.constant(1)) is None else torch.tensor(index)
 
     def gather(x: Tensor, index: Tensor) -> Tensor:
         k = axis % x.dim()
+        if known is not None and x.device.type == "cpu":
+            index = known  # of a shape, while all else may be on an accelerator
         index = from_front(index, x.shape[k], x)
         if k == 0 and x.dim() == 2:
             return F.embedding(index, x)
@@ -55,23 +58,30 @@ def _gather_nd(op: Op) -> Function:
     return gather_nd
 
 
-def _slice(
-    x: Tensor,
-    starts: Tensor,
-    ends: Tensor,
-    axes: Tensor | None = None,
-    steps: Tensor | None = None,
-) -> Tensor:
-    first, last = whole(starts), whole(ends)
-    along = list(range(len(first))) if axes is None else [k % x.dim() for k in whole(axes)]
-    by = [1] * len(first) if steps is None else whole(steps)
-    for start, end, axis, step in zip(first, last, along, by, strict=True):
-        places = _places(start, end, step, x.shape[axis])
-        if step > 0:
-            x = x[(slice(None),) * axis + (slice(places.start, places.stop, step),)]
-        else:
-            x = x.index_select(axis, torch.tensor(places, dtype=torch.int64, device=x.device))
-    return x
+def _slice(op: Op) -> Function:
+    read_start, read_end, read_axes, read_steps = (reader(op, k) for k in range(1, 5))
+
+    def cut(
+        x: Tensor,
+        starts: Tensor,
+        ends: Tensor,
+        axes: Tensor | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        first, last = read_start(starts), read_end(ends)
+        along = range(len(first)) if axes is None else [k % x.dim() for k in read_axes(axes)]
+        by = [1] * len(first) if steps is None else read_steps(steps)
+        for start, end, axis, step in zip(first, last, along, by, strict=True):
+            x = _taken(x, axis, _places(start, end, step, x.shape[axis]))
+        return x
+
+    return cut
+
+
+def _taken(x: Tensor, axis: int, places: range) -> Tensor:
+    if places.step > 0:
+        return x[(slice(None),) * axis + (slice(places.start, places.stop, places.step),)]
+    return x.index_select(axis, torch.tensor(places, dtype=torch.int64, device=x.device))
 
 
 def _places(start: int, end: int, step: int, size: int) -> range:
@@ -93,11 +103,11 @@ def _compress(op: Op) -> Function:
 
 
 def _one_hot(op: Op) -> Function:
-    axis = op.integer("axis", -1)
+    axis, read = op.integer("axis", -1), reader(op, 1)
 
     def one_hot(index: Tensor, depth: Tensor, values: Tensor) -> Tensor:
         index, values = together(index, values)
-        count = int(depth)
+        (count,) = read(depth)
         at = axis % (index.dim() + 1)
         places = torch.arange(count, device=index.device)
         hot = from_front(index, count, index).unsqueeze(at)
@@ -109,11 +119,12 @@ def _one_hot(op: Op) -> Function:
 
 def _top_k(op: Op) -> Function:
     axis, largest = op.integer("axis", -1), bool(op.integer("largest", 1))
+    read = reader(op, 1)
 
     def top_k(x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Of equal numbers the first counts as larger, and as smaller."""
         values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
-        count = int(k)
+        (count,) = read(k)
         return values.narrow(axis, 0, count), places.narrow(axis, 0, count)
 
     return top_k
@@ -161,7 +172,7 @@ OPERATORS: Mapping[str, Builder] = {
     "NonZero": lambda op: lambda x: x.nonzero().t(),
     "OneHot": _one_hot,
     "ReverseSequence": _reverse_sequence,
-    "Slice": lambda op: _slice,
+    "Slice": _slice,
     "TopK": _top_k,
     "Unique": _unique,
 }

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody calls it
 
 from rankc.train.registry import Builder, Function, Op, Tensor
-from rankc.train.tensors import whole
+from rankc.train.tensors import reader
 
 
 def _pad(op: Op) -> Function:
@@ -16,16 +16,17 @@ def _pad(op: Op) -> Function:
     mode = op.text("mode", "constant")
     if mode != "constant" and mode not in _PLACES:
         raise op.refuse(f"mode is {mode!r}; known are constant, {', '.join(_PLACES)}")
+    read, read_axes, known = reader(op, 1), reader(op, 3), op.constant(2)
 
     def pad(
         x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None
     ) -> Tensor:
-        amounts = whole(pads)
+        amounts = read(pads)
         half = len(amounts) // 2
-        along = list(range(half)) if axes is None else [k % x.dim() for k in whole(axes)]
+        along = list(range(half)) if axes is None else [k % x.dim() for k in read_axes(axes)]
         around = dict(zip(along, zip(amounts[:half], amounts[half:], strict=True), strict=True))
         if mode == "constant":
-            return _filled(x, around, 0 if value is None else value.item())
+            return _filled(x, around, value if known is None else known.item())
         for axis, (before, after) in around.items():
             size = x.shape[axis]
             places = torch.arange(-before, size + after, device=x.device)
@@ -35,9 +36,14 @@ def _pad(op: Op) -> Function:
     return pad
 
 
-def _filled(x: Tensor, around: Mapping[int, tuple[int, int]], value: float) -> Tensor:
-    pairs = [around.get(axis, (0, 0)) for axis in reversed(range(x.dim()))]
-    return F.pad(x, [n for pair in pairs for n in pair], value=value)
+def _filled(
+    x: Tensor, around: Mapping[int, tuple[int, int]], value: Tensor | float | None
+) -> Tensor:
+    pads = [n for k in reversed(range(x.dim())) for n in around.get(k, (0, 0))]
+    if isinstance(value, Tensor):
+        inside = F.pad(torch.ones_like(x, dtype=torch.bool), pads)
+        return torch.where(inside, F.pad(x, pads), value.to(x.device))
+    return F.pad(x, pads, value=value)
 
 
 def _reflected(places: Tensor, size: int) -> Tensor:
@@ -56,8 +62,8 @@ _PLACES: Mapping[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def _trilu(op: Op) -> Function:
-    half = torch.triu if op.integer("upper", 1) else torch.tril
-    return lambda x, k=None: half(x, 0 if k is None else int(k))
+    half, read = torch.triu if op.integer("upper", 1) else torch.tril, reader(op, 1)
+    return lambda x, k=None: half(x, 0 if k is None else read(k)[0])
 
 
 OPERATORS: Mapping[str, Builder] = {

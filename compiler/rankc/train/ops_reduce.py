@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from rankc.train.registry import Builder, Function, Op, Tensor
-from rankc.train.tensors import whole
+from rankc.train.tensors import reader
 
 Reduction = Callable[[Tensor, list[int], bool], Tensor]
 
@@ -16,10 +16,10 @@ Reduction = Callable[[Tensor, list[int], bool], Tensor]
 def _reduce(function: Reduction) -> Builder:
     def build(op: Op) -> Function:
         given, keep = op.integers("axes"), bool(op.integer("keepdims", 1))
-        none = bool(op.integer("noop_with_empty_axes", 0))
+        none, read = bool(op.integer("noop_with_empty_axes", 0)), reader(op, 1)
 
         def reduce(x: Tensor, axes: Tensor | None = None) -> Tensor:
-            along = given if axes is None else whole(axes)
+            along = given if axes is None else read(axes)
             if along:
                 return function(x, along, keep)
             if none:  # each number is a set of its own
@@ -102,9 +102,10 @@ def _arg(function: Callable[..., Tensor]) -> Builder:
 def _running(function: Callable[..., Tensor], start: int) -> Builder:
     def build(op: Op) -> Function:
         exclusive, reverse = bool(op.integer("exclusive", 0)), bool(op.integer("reverse", 0))
+        read = reader(op, 1)
 
         def run(x: Tensor, axis: Tensor) -> Tensor:
-            k = int(axis)
+            (k,) = read(axis)
             along = x.flip(k) if reverse else x
             if exclusive:
                 first = torch.full_like(along.narrow(k, 0, 1), start)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from rankc.train.registry import Builder, Function, Op, Tensor
-from rankc.train.tensors import together, whole
+from rankc.train.tensors import reader, together
 
 
 def _reshape(op: Op) -> Function:
-    literal = bool(op.integer("allowzero", 0))
+    literal, read = bool(op.integer("allowzero", 0)), reader(op, 1)
 
     def reshape(x: Tensor, shape: Tensor) -> Tensor:
-        wanted = whole(shape)
+        wanted = read(shape)
         if not literal:
             wanted = [x.shape[k] if n == 0 else n for k, n in enumerate(wanted)]
         return x.reshape(wanted)
@@ -45,9 +45,10 @@ def _concat(op: Op) -> Function:
 
 def _split(op: Op) -> Function:
     axis, count = op.integer("axis", 0), op.integer("num_outputs", op.outputs)
+    read = reader(op, 1)
 
     def split(x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-        parts = _even(x.shape[axis], count) if sizes is None else whole(sizes)
+        parts = _even(x.shape[axis], count) if sizes is None else read(sizes)
         return torch.split(x, parts, axis)
 
     return split
@@ -59,21 +60,37 @@ def _even(size: int, count: int) -> list[int]:
     return [min(part, max(size - k * part, 0)) for k in range(count)]
 
 
-def _squeeze(x: Tensor, axes: Tensor | None = None) -> Tensor:
-    return x.squeeze() if axes is None else x.squeeze(tuple(whole(axes)))
+def _squeeze(op: Op) -> Function:
+    read = reader(op, 1)
+
+    def squeeze(x: Tensor, axes: Tensor | None = None) -> Tensor:
+        return x.squeeze() if axes is None else x.squeeze(tuple(read(axes)))
+
+    return squeeze
 
 
-def _unsqueeze(x: Tensor, axes: Tensor) -> Tensor:
-    wanted = whole(axes)
-    rank = x.dim() + len(wanted)
-    for axis in sorted(k % rank for k in wanted):
-        x = x.unsqueeze(axis)
-    return x
+def _unsqueeze(op: Op) -> Function:
+    read = reader(op, 1)
+
+    def unsqueeze(x: Tensor, axes: Tensor) -> Tensor:
+        wanted = read(axes)
+        rank = x.dim() + len(wanted)
+        for axis in sorted(k % rank for k in wanted):
+            x = x.unsqueeze(axis)
+        return x
+
+    return unsqueeze
 
 
-def _expand(x: Tensor, shape: Tensor) -> Tensor:
-    both: list[int] = torch.broadcast_shapes(x.shape, tuple(whole(shape)))  # type: ignore[no-untyped-call]
-    return x.expand(both)
+def _expand(op: Op) -> Function:
+    read = reader(op, 1)
+    both: Callable[..., Sequence[int]] = torch.broadcast_shapes
+    return lambda x, shape: x.expand(both(x.shape, tuple(read(shape))))
+
+
+def _tile(op: Op) -> Function:
+    read = reader(op, 1)
+    return lambda x, repeats: x.repeat(read(repeats))
 
 
 def _shape(op: Op) -> Function:
@@ -119,15 +136,15 @@ def _space_to_depth(op: Op) -> Function:
 OPERATORS: Mapping[str, Builder] = {
     "Concat": _concat,
     "DepthToSpace": _depth_to_space,
-    "Expand": lambda op: _expand,
+    "Expand": _expand,
     "Flatten": _flatten,
     "Reshape": _reshape,
     "Shape": _shape,
     "Size": lambda op: lambda x: torch.tensor(x.numel()),
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
-    "Squeeze": lambda op: _squeeze,
-    "Tile": lambda op: lambda x, repeats: x.repeat(whole(repeats)),
+    "Squeeze": _squeeze,
+    "Tile": _tile,
     "Transpose": _transpose,
-    "Unsqueeze": lambda op: _unsqueeze,
+    "Unsqueeze": _unsqueeze,
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from rankc.train.registry import Function, Tensor
+from rankc.train.registry import Function, Op, Tensor
 
 _STORED = (
     torch.uint16,
@@ -20,6 +20,18 @@ _STORED = (
 def whole(tensor: Tensor) -> list[int]:
     """The integers of a tensor of any shape."""
     return [int(k) for k in tensor.reshape(-1).tolist()]
+
+
+def reader(op: Op, index: int) -> Callable[[Tensor], list[int]]:
+    """Reads the integers of an input; only once, if they are known before anything runs.
+
+    Reading what is on an accelerator waits for all that it has been given to do.
+    """
+    known = op.constant(index)
+    if known is None:
+        return whole
+    numbers = [int(k) for k in known.reshape(-1)]
+    return lambda tensor: list(numbers)
 
 
 def together(*tensors: Tensor) -> Sequence[Tensor]:
