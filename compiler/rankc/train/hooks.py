@@ -19,6 +19,9 @@ class Hook(Protocol):
     # The model becomes smaller as it is trained, so that looks at it are not to be compared: the
     # last weights are kept, whatever the rows held out say.
     keeps_last: bool
+    # Statistics of BatchNormalization are to be taken anew, by rows that are trained on, before
+    # every look: steps ran on other nets than the one that is looked at.
+    reestimates: bool
 
     def key(self) -> str:
         """The method's options as text: a checkpoint made under others is not gone on from."""
@@ -86,6 +89,7 @@ class Silent:
 
     name = "nothing"
     keeps_last = False
+    reestimates = False
 
     def key(self) -> str:
         return ""

@@ -17,6 +17,7 @@ from rankc.progress import Stage
 from rankc.recipe_lock import version_of
 from rankc.recipe_training import Training
 from rankc.train.augment import augmented
+from rankc.train.batch_norm import reestimate_batch_norms
 from rankc.train.checkpoint import Checkpoint, digest_of, key_of
 from rankc.train.criterion import Criterion
 from rankc.train.diagnosis import diverged
@@ -31,6 +32,7 @@ from rankc.train.schedule import Average, optimizer_of, rate_at
 from rankc.train.teacher import Teacher
 
 Tensor = torch.Tensor
+REESTIMATED = 32  # batches that statistics are taken from before a look, where a hook asks for it
 # What a checkpoint may differ in: none of it changes a step.
 _FREE = ("checkpoint", "minutes")
 
@@ -256,6 +258,9 @@ class _Run:
             self.average.put()
         for hook in self.hooks:
             hook.evaluating()
+        if any(hook.reestimates for hook in self.hooks):
+            some = (batch.to(self.device).feeds for batch in self.rows.some(REESTIMATED))
+            reestimate_batch_norms(self.net, some)
         losses, metrics = losses_of(self.net, self.criterion, self.rows)
         look = Look(self.step, self._epoch(), float(losses.mean()), metrics)
         if not np.isfinite(losses).all():

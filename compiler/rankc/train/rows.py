@@ -11,6 +11,7 @@ finds the place where it stopped.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -120,6 +121,18 @@ class Rows:
                 f"{self.where}: {given * self.batch_size} rows in epoch {epoch + 1}, and "
                 f"{self.count} before; a source has to give the same rows every time"
             )
+
+    def some(self, steps: int) -> Iterator[Minibatch]:
+        """Rows to train on, the same at every call, for so many steps at most; no other order.
+
+        Where they do not fit into memory, the first of them.
+        """
+        if self._kept.whole is not None:
+            yield from itertools.islice(self.batches(0), steps)
+            return
+        trained = (block.take(~chosen) for block, chosen in self._read() if not chosen.all())
+        for block in itertools.islice(self._even(trained), steps):
+            yield block.minibatch()
 
     def held_out(self) -> Iterator[Minibatch]:
         """The rows held out, in their order, in batches of the same size at every look."""

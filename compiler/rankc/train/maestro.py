@@ -1,0 +1,236 @@
+"""Maestro's training: layers as two factors whose directions come in order of importance.
+
+Each targeted weight becomes  W = sum of u_j v_jT,  from the balanced SVD of what it was. In a step
+one layer, drawn without replacement from all pairs of a layer and a rank, runs on its first j
+directions, all others on all that they have; so what counts most is learned first. The penalty
+    lambda sum over layers, j of  |(u_j, u_j+1, ...)| + |(v_j, v_j+1, ...)|
+lies heaviest on the last directions. After every epoch those of least importance,
+|(u_j, ...)| |(v_j, ...)| below epsilon, are dropped for good. The graph is not restructured.
+Horvath et al., ICML 2024, sections 3 and 4: "per-layer" sampling, hierarchical group lasso,
+progressive shrinking. A layer keeps one direction at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rankc.errors import ModelError
+from rankc.factors import LEARNED, Factors, Unfolding, balanced
+from rankc.passes.maestro import Maestro, Target
+from rankc.train.hooks import Silent
+from rankc.train.interpreter import Interpreter
+
+Tensor = torch.Tensor
+
+
+class Factored(nn.Module):
+    """A weight as the product of two factors, or of their first directions."""
+
+    kept: Tensor
+
+    def __init__(self, factors: Factors, like: Tensor) -> None:
+        super().__init__()
+        self.unfolding: Unfolding = factors.unfolding
+        first, second = (torch.from_numpy(f).to(like) for f in (factors.first, factors.second))
+        self.first, self.second = nn.Parameter(first), nn.Parameter(second)
+        kept = torch.ones(factors.rank, dtype=torch.bool, device=like.device)
+        self.register_buffer("kept", kept)  # a prefix
+        self.width: int | None = None  # directions that a step goes by; None: all that are kept
+
+    def forward(self) -> Tensor:
+        if self.width is None:
+            matrix = (self.first * self.kept) @ self.second
+        else:
+            matrix = self.first[:, : self.width] @ self.second[: self.width]
+        how = self.unfolding
+        return matrix.reshape(how.permuted).permute(how.inverse).contiguous()
+
+    @property
+    def rank(self) -> int:
+        """How many directions are kept."""
+        return int(self.kept.sum())
+
+    def suffixes(self) -> tuple[Tensor, Tensor]:
+        """|(u_j, u_j+1, ...)| and the same of v, of the directions that are kept, (k,) each."""
+        squares = self.first.square().sum(0), self.second.square().sum(1)
+        size = len(self.kept)
+        # a cumulative sum has no deterministic form on CUDA
+        upper = torch.ones(size, size, dtype=self.first.dtype, device=self.kept.device).triu()
+        u, v = (_root(upper @ (one * self.kept)) for one in squares)
+        return u, v
+
+    @torch.no_grad()
+    def shrink(self, epsilon: float) -> None:
+        """Drop the directions of less importance than that, but the first."""
+        u, v = self.suffixes()
+        below = np.flatnonzero((u * v).cpu().numpy() < epsilon)
+        if len(below):
+            self.kept[max(int(below[0]), 1) :] = False
+
+    def factors(self) -> Factors:
+        """What was learned, in float64."""
+        first, second = (
+            f.detach().cpu().numpy().astype(np.float64) for f in (self.first, self.second)
+        )
+        return Factors(self.unfolding, first[:, : self.rank], second[: self.rank])
+
+
+def _root(squares: Tensor) -> Tensor:
+    """Square roots with a gradient of 0 at 0."""
+    positive = squares > 0
+    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+
+
+class Draws:
+    """Pairs of a layer and a rank, without replacement; in another order every time round."""
+
+    def __init__(self, seed: int, ranks: Sequence[int]) -> None:
+        self._seed, self.ranks, self.cycle, self.at = seed, list(ranks), 0, 0
+        self._shuffle()
+
+    def _shuffle(self) -> None:
+        rng = np.random.default_rng([self._seed, self.cycle])
+        self._order = rng.permutation(sum(self.ranks))
+        self._starts = np.concatenate([[0], np.cumsum(self.ranks)])
+
+    def next(self) -> tuple[int, int]:
+        """The number of a layer, and a rank of it from 1 to all that it has."""
+        if self.at == len(self._order):
+            self._go_to(self.cycle + 1, 0)
+        pair = int(self._order[self.at])
+        self.at += 1
+        layer = int(np.searchsorted(self._starts, pair, side="right")) - 1
+        return layer, pair - int(self._starts[layer]) + 1
+
+    def restart(self, ranks: Sequence[int]) -> None:
+        """Begin anew where ranks have changed."""
+        if list(ranks) != self.ranks:
+            self.ranks = list(ranks)
+            self._go_to(self.cycle + 1, 0)
+
+    def _go_to(self, cycle: int, at: int) -> None:
+        self.cycle, self.at = cycle, at
+        self._shuffle()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the draws are."""
+        return {"cycle": self.cycle, "at": self.at, "ranks": self.ranks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The other way round."""
+        self.ranks = list(state["ranks"])
+        self._go_to(state["cycle"], state["at"])
+
+
+class MaestroHook(Silent):
+    """Trains the targets of a pass as factors; `factors` has them afterwards."""
+
+    name = Maestro.name
+    keeps_last = True  # what is trained for is the order of directions, which no look sees
+    reestimates = True  # statistics of BatchNormalization, before every look
+
+    def __init__(self, options: Maestro, targets: Sequence[Target], seed: int) -> None:
+        """Make a hook.
+
+        Args:
+            options: of the training.
+            targets: what `options.trained` finds in the model that is trained.
+            seed: of the draws.
+        """
+        self.options, self.seed = options, seed
+        self._targets = list(targets)
+        self._layers: list[Factored] = []
+        self._history: list[list[int]] = []
+        self.factors: dict[str, Factors] = {}  # by the name of the weight
+
+    def key(self) -> str:
+        return f"{self.options} {self.seed}"
+
+    def start(self, net: Interpreter, steps: int) -> None:
+        """Make the targets products.
+
+        Raises:
+            ModelError: none of them is to be trained.
+        """
+        self._targets = [t for t in self._targets if t.weight in net.weight_names]
+        if not self._targets:
+            raise ModelError(
+                "maestro: no layer is left to be trained as factors: its targets match none that "
+                "can be, or train.freeze names all of their weights"
+            )
+        for target in self._targets:
+            weight = net.weight(target.weight).detach()
+            known = net.graph.initializers[target.weight].meta.get(LEARNED)
+            if known is None:
+                matrix = target.unfolding.unfold(weight.cpu().numpy())
+                known = Factors(target.unfolding, *balanced(matrix))
+            layer = Factored(known, weight)
+            net.compute_weight(target.weight, layer)
+            self._layers.append(layer)
+        self._draws = Draws(self.seed, self._ranks())
+        self._note()
+
+    def before_step(self, step: int) -> None:
+        self._whole()
+        for _ in range(self.options.sampled):
+            layer, rank = self._draws.next()
+            self._layers[layer].width = rank
+
+    def penalty(self) -> Tensor | None:
+        if not self.options.group_lasso:
+            return None
+        sums = [norms.sum() for layer in self._layers for norms in layer.suffixes()]
+        return self.options.group_lasso * torch.stack(sums).sum()
+
+    def after_step(self, step: int) -> None:
+        self._whole()
+
+    def evaluating(self) -> None:
+        self._whole()
+
+    def after_epoch(self, epoch: int) -> None:
+        for layer in self._layers:
+            layer.shrink(self.options.shrink)
+        self._draws.restart(self._ranks())
+        self._note()
+
+    def finish(self, net: Interpreter) -> None:
+        for target, layer in zip(self._targets, self._layers, strict=True):
+            self.factors[target.weight] = layer.factors()
+            net.settle_weight(target.weight)
+
+    def report(self) -> dict[str, Any]:
+        """Ranks of every layer, before the training and after every epoch, and MACs kept."""
+        sites = [target.site for target in self._targets]
+        whole = sum(target.macs for target in self._targets)
+        return {
+            "ranks": dict(zip(sites, map(list, zip(*self._history, strict=True)), strict=True)),
+            "macs_kept": [self._macs(ranks) / whole for ranks in self._history],
+        }
+
+    def _macs(self, ranks: Sequence[int]) -> int:
+        """What the targets take, those left dense for which factors don't pay."""
+        pairs = zip(self._targets, ranks, strict=True)
+        return sum(min(target.macs, rank * target.macs_a_rank) for target, rank in pairs)
+
+    def _whole(self) -> None:
+        for layer in self._layers:
+            layer.width = None
+
+    def _ranks(self) -> list[int]:
+        return [layer.rank for layer in self._layers]
+
+    def _note(self) -> None:
+        self._history.append(self._ranks())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"draws": self._draws.state_dict(), "history": self._history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._draws.load_state_dict(state["draws"])
+        self._history = [list(ranks) for ranks in state["history"]]
