@@ -46,11 +46,16 @@ class Interpreter(nn.Module):
         self._parameters_of: dict[str, str] = {}
         self._buffers_of: dict[str, str] = {}
         self._computed: dict[str, str] = {}
+        self._frozen: dict[str, str] = {}
         self._taps: dict[str, Tap] = {}
         for k, (name, value) in enumerate(graph.initializers.items()):
             assert value.const_value is not None, name
             tensor = as_torch(value.const_value, f"initializer {name!r}")
-            if _is_weight(value, tensor) and not any(matches(name, p) for p in frozen):
+            weight = _is_weight(value, tensor)
+            pattern = next((p for p in frozen if matches(name, p)), None)
+            if weight and pattern is not None:
+                self._frozen[name] = pattern
+            if weight and pattern is None:
                 self.register_parameter(f"weight_{k}", nn.Parameter(tensor))
                 self._parameters_of[name] = f"weight_{k}"
             else:
@@ -81,6 +86,11 @@ class Interpreter(nn.Module):
     def computed_names(self) -> tuple[str, ...]:
         """Those of them that `compute_weight` took over."""
         return tuple(self._computed)
+
+    @property
+    def frozen(self) -> Mapping[str, str]:
+        """Weights that are left as they are, and the pattern that says so."""
+        return self._frozen
 
     def train(self, mode: bool = True) -> Interpreter:
         """As in torch; BatchNormalization then goes by the batch."""
