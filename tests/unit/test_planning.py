@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def candidate(
 def with_forms(c: Candidate, per_rank: int, scale: float) -> Candidate:
     """The same site with another form that costs and loses something else."""
     curve, n = c.curve, len(c.curve.ranks)
-    both = {
+    both: dict[str, Any] = {
         name: np.concatenate([getattr(curve, name), per_rank * curve.ranks])
         for name in ("parameters", "macs", "size_bytes")
     }

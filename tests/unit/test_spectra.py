@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_equal_directions_have_their_number_as_rank_and_one_has_one() -> None:
 
 
 def joined(*curves: tuple[str, Curve]) -> Curve:
-    columns = {
+    columns: dict[str, Any] = {
         field: np.concatenate([getattr(curve, field) for _, curve in curves])
         for field in ("ranks", "error", "loss", "parameters", "macs", "size_bytes")
     }

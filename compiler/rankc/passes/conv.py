@@ -27,14 +27,14 @@ from annotated_types import Ge, MinLen
 from rankc.convolution.alternate import alternate
 from rankc.convolution.chain import Chain
 from rankc.convolution.decoupled import decoupled
-from rankc.convolution.kernel import Kernel, Stage, kernel_of, refusal, replace_conv, window_of
+from rankc.convolution.kernel import Kernel, kernel_of, refusal, replace_conv, window_of
 from rankc.convolution.pivoted import Pivot, replace_by_pivots
+from rankc.convolution.solution import Solution, within_groups
 from rankc.convolution.split import Split, split
 from rankc.convolution.tucker import inner_channels, tucker
 from rankc.graph import Readers, node_named, only_input, selected
-from rankc.linalg import Floats, share_lost
+from rankc.linalg import Floats
 from rankc.passbase import MAX_GRADED, Curve, Dense, Probe, Site, SiteStats, Skip
-from rankc.pivot import index_bytes
 
 Form = Literal["channel", "vertical", "horizontal", "input", "tucker", "decoupled", "pivot"]
 DEFAULT_FORMS: tuple[Form, ...] = (
@@ -45,22 +45,6 @@ DEFAULT_FORMS: tuple[Form, ...] = (
     "tucker",
     "decoupled",
 )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Solution:
-    """A convolution in every form."""
-
-    kernel: Kernel
-    mean: Floats | None  # of the patches, (groups, n); None: the bias is not to be corrected
-    chains: dict[str, Chain]
-    variance: float  # of the outputs, summed over channels
-    energy: float  # E|y - bias|^2
-    scale: float  # what is felt of an error, where it is one number
-
-    def error(self, form: str) -> Floats:
-        """Share of the output's variance lost at every rank of a form, (full + 1,)."""
-        return share_lost(self.chains[form].lost, self.variance, self.energy)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,16 +107,10 @@ class Conv:
         assert stats.inputs is not None, site.name
         kernel, inputs = kernel_of(node_named(model, site.name)), stats.inputs
         moments = inputs.covariance if self.centred else inputs.second
-        felt = _blocks(stats.output_weight, kernel)
+        felt = within_groups(stats.output_weight, kernel)
         wanted = [name for name in self.forms if form.partition("-")[0] in ("", name)]
-        chains = {c.name: c for c in self._chains(wanted, kernel, moments, felt)}
-        energy, variance = (
-            float(np.einsum("gmn,gnk,gmk->", kernel.matrix, m, kernel.matrix, optimize=True))
-            for m in (inputs.second, inputs.covariance)
-        )
-        scale = stats.output_weight if isinstance(stats.output_weight, float) else 1.0
-        mean = inputs.mean if self.centred else None
-        return Solution(kernel, mean, chains, variance, energy, scale)
+        chains = self._chains(wanted, kernel, moments, felt)
+        return Solution.of(kernel, stats, chains, self.centred)
 
     def _chains(
         self, names: Sequence[str], kernel: Kernel, moments: Floats, felt: Floats | None
@@ -170,42 +148,26 @@ class Conv:
         return dataclasses.replace(solution, chains={form: better})
 
     def cost(self, site: Site, solution: Solution) -> Curve:
-        biased = solution.kernel.bias is not None or self.centred
-        bias = site.shape[1] if biased else 0
-        entries = [
-            (name, rank, chain.stages(rank))
-            for name, chain in solution.chains.items()
-            for rank in self._ranks(
-                len(chain.lost) - 1, 1 if name == "decoupled" else self.round_to
-            )
-        ]
-        errors = {name: solution.error(name) for name in solution.chains}
-        losses = {name: solution.scale * c.felt for name, c in solution.chains.items()}
-        count = np.array([bias + _sum(stages, "parameters") for _, _, stages in entries])
-        index = [index_bytes(r, site.shape[1]) if f == "pivot" else 0 for f, r, _ in entries]
-        return Curve(
-            ranks=np.array([rank for _, rank, _ in entries]),
-            error=np.array([errors[name][rank] for name, rank, _ in entries]),
-            loss=np.array([losses[name][rank] for name, rank, _ in entries]),
-            parameters=count,
-            macs=np.array([_sum(stages, "macs") for _, _, stages in entries]),
-            size_bytes=4 * count + np.array(index),
-            forms=tuple(name for name, _, _ in entries),
+        return solution.curve(
+            {
+                name: self._ranks(chain, 1 if name == "decoupled" else self.round_to)
+                for name, chain in solution.chains.items()
+            }
         )
 
-    def _ranks(self, full: int, step: int) -> list[int]:
-        asked = min(self.rank or full, full)
-        return sorted({*range(step, full, step), asked, full})
+    def _ranks(self, chain: Chain, step: int) -> list[int]:
+        full = len(chain.lost) - 1
+        return sorted({*range(step, full, step), min(self.rank or full, full), full})
 
     def rewrite(
         self, model: ir.Model, site: Site, rank: int, solution: Solution, form: str = ""
     ) -> None:
-        kernel, chain = solution.kernel, solution.chains[form or next(iter(solution.chains))]
-        rank, bias = min(rank, len(chain.lost) - 1), kernel.bias
-        if solution.mean is not None:
-            missing = (kernel.matrix - chain.matrix(rank)) @ solution.mean[:, :, None]
-            bias = (0.0 if bias is None else bias) + missing.reshape(-1)
-        node = node_named(model, site.name)
+        chain, node = (
+            solution.chains[form or next(iter(solution.chains))],
+            node_named(model, site.name),
+        )
+        rank = min(rank, len(chain.lost) - 1)
+        bias = solution.bias(chain, rank)
         if isinstance(chain, Pivot):
             replace_by_pivots(model, node, chain, rank, bias)
         else:
@@ -223,16 +185,3 @@ def _possible(name: str, kernel: Kernel) -> bool:
     if name in ("vertical", "horizontal"):
         return wide > 1
     return bool(wide > 0 and channels > 1 and (groups == 1 or name != "decoupled"))
-
-
-def _blocks(weight: Floats | float | None, kernel: Kernel) -> Floats | None:
-    """The part of E[g gT] within each group, (groups, m, m)."""
-    if not isinstance(weight, np.ndarray):
-        return None
-    groups, m = kernel.weight.shape[:2]
-    blocks = np.einsum("gigj->gij", weight.reshape(groups, m, groups, m))
-    return np.asarray(blocks, np.float64)
-
-
-def _sum(stages: Sequence[Stage], figure: Literal["parameters", "macs"]) -> int:
-    return sum(getattr(stage, figure) for stage in stages)
