@@ -43,6 +43,7 @@ SMALL: dict[str, dict[str, int]] = {
     "lowrank": {"min_size": 64, "round_to": 1},
     "conv": {"min_size": 64, "round_to": 1, "positions": 1000},  # all there are
     "maestro": {"min_size": 64, "round_to": 1, "positions": 1000},
+    "trp": {"min_size": 64, "positions": 1000},
 }
 
 LITERALS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -50,6 +51,7 @@ LITERALS: dict[str, dict[str, tuple[str, ...]]] = {
     "conv": {"method": ("svd",)},
     "embedding": {"method": ("svd",)},
     "maestro": {"scheme": ("spatial",)},
+    "trp": {"scheme": ("channel", "decoupled")},
 }
 
 FORMS = {"lowrank": [("pair", "pivot"), ("pivot",)], "conv": [("channel", "pivot"), ("pivot",)]}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rankc.graph import constant, new_initializer, only_input, replace_node
 from rankc.linalg import Floats
+from rankc.passbase import Dense
 from rankc.windows import Window
 
 
@@ -28,6 +29,13 @@ class Kernel:
         """(groups, m, C taps): y = matrix p + bias for a patch p."""
         groups, m = self.weight.shape[:2]
         return self.weight.reshape(groups, m, -1)
+
+    @property
+    def dense(self) -> Dense:
+        """What it costs as it is."""
+        count = self.weight.size + (0 if self.bias is None else self.bias.size)
+        macs = self.weight.size * math.prod(self.window.output)
+        return Dense(parameters=count, macs=macs, size_bytes=4 * count)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

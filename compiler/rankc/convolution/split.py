@@ -116,7 +116,7 @@ def first_factors(
 ) -> Floats:
     """First factors V, (R, C, a), the most useful first: no moment is inverted."""
     m, channels, *taps = weight.shape
-    unfolded = _unfold(weight, axes)  # (C a, m b)
+    unfolded = unfold(weight, axes)  # (C a, m b)
     moment = damp(_moment_of(moment, channels, tuple(taps), axes))
     heavy = unfolded
     if felt is not None:
@@ -136,7 +136,7 @@ def first_factors(
     return np.asarray(found.reshape(len(found), channels, -1), np.float64)
 
 
-def _unfold(weight: Floats, axes: tuple[int, ...]) -> Floats:
+def unfold(weight: Floats, axes: tuple[int, ...]) -> Floats:
     """(m, C, *taps) as (C a, m b)."""
     rest = [axis for axis in range(weight.ndim - 2) if axis not in axes]
     order = (1, *(2 + a for a in axes), 0, *(2 + a for a in rest))

@@ -10,9 +10,10 @@ from rankc.passes.embedding import Embedding
 from rankc.passes.gather_fusion import GatherFusion
 from rankc.passes.lowrank import LowRank
 from rankc.passes.maestro import Maestro
+from rankc.passes.trp import Trp
 
 EXACT_PASSES: tuple[type[ExactPass], ...] = (GatherFusion,)
-PASSES: tuple[type[Pass], ...] = (Embedding, Conv, LowRank, Maestro)
+PASSES: tuple[type[Pass], ...] = (Embedding, Conv, LowRank, Maestro, Trp)
 
 
 def split(

@@ -95,10 +95,7 @@ class Conv:
         )
 
     def dense(self, model: ir.Model, site: Site) -> Dense:
-        kernel = kernel_of(node_named(model, site.name))
-        count = kernel.weight.size + (0 if kernel.bias is None else kernel.bias.size)
-        macs = kernel.weight.size * int(np.prod(kernel.window.output))
-        return Dense(parameters=count, macs=macs, size_bytes=4 * count)
+        return kernel_of(node_named(model, site.name)).dense
 
     def read_by(self, model: ir.Model, site: Site) -> Readers | None:
         return None
