@@ -10,10 +10,11 @@ import pytest
 from rankc.train.operators import OPERATORS
 from train.node_suite import EXCLUDED, failure, names, page, reason
 
+ELSEWHERE = {"Loop"}  # its node tests need sequences; held against ONNX Runtime in test_control.py
 PAGE = Path(__file__).parents[2] / "docs" / "operators.md"
 
 
-@pytest.mark.parametrize("operator", sorted(OPERATORS))
+@pytest.mark.parametrize("operator", sorted(OPERATORS.keys() - ELSEWHERE))
 def test_operator_passes_its_node_tests(operator: str) -> None:
     held = [name for name in names()[operator] if reason(name) is None]
     assert held, "an operator that nothing is held against"

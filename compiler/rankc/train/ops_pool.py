@@ -155,11 +155,6 @@ def _lp_pool(op: Op) -> Function:
     return lambda x: _root(window.summed(x.abs() ** p, window.pads(x.shape[2:])), p)
 
 
-def _global_lp_pool(op: Op) -> Function:
-    p = op.integer("p", 2)
-    return lambda x: _root((x.abs() ** p).sum(_inner(x), keepdim=True), p)
-
-
 def _inner(x: Tensor) -> list[int]:
     return list(range(2, x.dim()))
 
@@ -189,7 +184,6 @@ OPERATORS: Mapping[str, Builder] = {
     "AveragePool": _average_pool,
     "Col2Im": _col2im,
     "GlobalAveragePool": _global(lambda x, axes: x.mean(axes, keepdim=True)),
-    "GlobalLpPool": _global_lp_pool,
     "GlobalMaxPool": _global(lambda x, axes: x.amax(axes, keepdim=True)),
     "LpPool": _lp_pool,
     "MaxPool": _max_pool,
