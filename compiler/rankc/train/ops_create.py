@@ -30,7 +30,7 @@ def _constant(op: Op) -> Function:
 
 def _constant_of_shape(op: Op) -> Function:
     given = op.tensor("value")
-    value, read = torch.zeros(1) if given is None else given.reshape(1), reader(op, 0)
+    value, read = torch.zeros(()) if given is None else given.reshape(()), reader(op, 0)
     return lambda shape: value.expand(read(shape)).clone()
 
 
