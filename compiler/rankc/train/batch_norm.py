@@ -11,7 +11,7 @@ statistics of a batch its gradient would be zero. Folding is the way back, in fl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,26 @@ import torch
 from numpy.typing import NDArray
 
 from rankc.errors import DataError, ModelError
-from rankc.graph import array_of, attribute, drop_unused, new_initializer, only_input, values
+from rankc.graph import (
+    array_of,
+    attribute,
+    drop_unused,
+    matches,
+    new_initializer,
+    only_input,
+    values,
+)
 from rankc.linalg import Floats
+from rankc.train.channels import (
+    CONVOLUTIONS,
+    LAYERS,
+    Layer,
+    give_bias,
+    layer_of,
+    scale_weight,
+    take_bias,
+    unique_name,
+)
 from rankc.train.interpreter import Interpreter
 from rankc.train.registry import Tensor
 
@@ -30,24 +48,27 @@ Array = NDArray[Any]
 EPSILON = 1e-5
 KEPT = 0.9  # of running statistics at every step
 
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
-_LAYERS = (*_CONVOLUTIONS, "Gemm", "MatMul")
-
 
 def insert_batch_norms(
-    model: ir.Model, batches: Iterable[Mapping[str, Array]], nodes: Collection[str] | None = None
+    model: ir.Model,
+    batches: Iterable[Mapping[str, Array]],
+    nodes: Collection[str] | None = None,
+    frozen: Sequence[str] = (),
 ) -> list[str]:
     """Put a BatchNormalization behind layers, in place, so that the model computes the same.
 
     There is none behind a layer that only a BatchNormalization reads, nor within a pair of
     convolutions, that is behind one without a bias that only convolutions read. The bias of the
-    new node takes the name of the layer's, and its output the name of the layer's output.
+    new node takes the name of the layer's, and its output the name of the layer's output. A channel
+    that is constant stays so: its variance is 0, its scale sqrt(eps).
 
     Args:
         model: cleaned up.
         batches: arrays by input name, for the means and variances, over batches and positions.
         nodes: names of layers: Conv, ConvTranspose, and Gemm or MatMul with outputs (batch, m).
             By default every convolution with constant weights.
+        frozen: patterns of weights that are not to be trained: their layers get none, for folding
+            it would change them.
 
     Returns:
         Names of the new nodes, in the model's order: `<layer>/batch_norm`.
@@ -56,7 +77,7 @@ def insert_batch_norms(
         ModelError: a named node is not there or no such layer, or the model cannot be run in torch.
         DataError: no batches, one without an input, or numbers that are not finite.
     """
-    layers = [layer for layer in _meant(model, nodes) if not layer.needs_none]
+    layers = [layer for layer in _meant(model, nodes) if not _needs_none(layer, frozen)]
     if not layers:
         return []
     found = _measure(model, [str(layer.output.name) for layer in layers], batches)
@@ -141,113 +162,38 @@ def _reset(net: Interpreter, statistics: Iterable[tuple[str, str]]) -> None:
         net.weight(var).fill_(1.0)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Layer:
-    """y = W x + b with constant W and b, and a channel of y for each entry of its axis 1."""
-
-    node: ir.Node
-    add: ir.Node | None  # that adds the bias of a MatMul
-    bias: Floats | None  # (channels,)
-
-    @property
-    def output(self) -> ir.Value:
-        return (self.add or self.node).outputs[0]
-
-    @property
-    def needs_none(self) -> bool:
-        """Whether no BatchNormalization belongs behind it."""
-        readers = {reader.op_type for reader in self.output.consumers()}
-        if not readers or self.output.is_graph_output():
-            return False
-        if readers == {"BatchNormalization"}:
-            return True
-        first = self.node.op_type in _CONVOLUTIONS and self.bias is None
-        return first and readers <= set(_CONVOLUTIONS)
-
-
-def _layer_of(node: ir.Node) -> _Layer | None:
-    """The layer that `node` is, or None where it is none that can be scaled by channel."""
-    weight = array_of(node.inputs[1]) if node.op_type in _LAYERS else None
-    if weight is None or not np.issubdtype(weight.dtype, np.floating):
-        return None
-    if node.op_type == "MatMul" and (weight.ndim != 2 or _rank(node.outputs[0]) != 2):
-        return None
-    add = _add_behind(node) if node.op_type == "MatMul" else None
-    read = node.inputs[2:] if add is None else add.inputs
-    value = next((v for v in read if v not in (None, node.outputs[0])), None)
-    if value is None:
-        return _Layer(node, add, None)
-    row = _row(value, _channels(node, weight))
-    return None if row is None else _Layer(node, add, _beta(node) * row)
-
-
-def _add_behind(node: ir.Node) -> ir.Node | None:
-    """The Add that is the only reader of a MatMul, where it adds a constant row."""
-    product, weight = node.outputs[0], array_of(node.inputs[1])
-    readers = product.consumers()
-    if len(readers) != 1 or readers[0].op_type != "Add" or product.is_graph_output():
-        return None
-    others = [v for v in readers[0].inputs if v is not product]
-    assert weight is not None
-    added = len(others) == 1 and _row(others[0], weight.shape[1]) is not None
-    return readers[0] if added and _rank(readers[0].outputs[0]) == 2 else None
-
-
-def _row(value: ir.Value | None, width: int) -> Floats | None:
-    """A constant of one row, (width,) in float64; None where it is anything else."""
-    array = array_of(value)
-    if array is None or array.size not in (1, width) or array.shape[-1:] not in ((), (array.size,)):
-        return None
-    return np.broadcast_to(array.reshape(-1).astype(np.float64), (width,))
-
-
-def _rank(value: ir.Value) -> int | None:
-    return None if value.shape is None else len(value.shape)
-
-
-def _beta(node: ir.Node) -> float:
-    found = node.attributes.get("beta")
-    return 1.0 if found is None else float(found.as_float())
-
-
-def _channels(node: ir.Node, weight: Array) -> int:
-    if node.op_type == "ConvTranspose":
-        return int(weight.shape[1]) * attribute(node, "group", 1)
-    first = node.op_type == "Conv" or attribute(node, "transB", 0)
-    return int(weight.shape[0 if first else 1])
-
-
-def _scaled(node: ir.Node, weight: Array, by: Floats) -> Floats:
-    """The weights of a layer whose channel k puts out by[k] as much."""
-    array = weight.astype(np.float64)
-    if node.op_type == "ConvTranspose":  # (inputs, outputs of a group, ...)
-        groups = attribute(node, "group", 1)
-        split = array.reshape(groups, -1, *array.shape[1:])
-        factors = by.reshape(groups, 1, -1, *[1] * (array.ndim - 2))
-        return np.asarray(split * factors).reshape(array.shape)
-    first = node.op_type == "Conv" or attribute(node, "transB", 0)
-    return np.asarray(array * (by.reshape(-1, *[1] * (array.ndim - 1)) if first else by))
-
-
-def _meant(model: ir.Model, nodes: Collection[str] | None) -> list[_Layer]:
+def _meant(model: ir.Model, nodes: Collection[str] | None) -> list[Layer]:
     """The layers that are asked for, in the model's order."""
     found = {str(node.name): node for node in model.graph}
-    layers: list[_Layer] = []
+    layers: list[Layer] = []
     for name in [n for n in found if nodes is None or n in nodes]:
         node = found[name]
-        if nodes is None and node.op_type not in _CONVOLUTIONS:
+        if nodes is None and node.op_type not in CONVOLUTIONS:
             continue
-        layer = _layer_of(node)
+        layer = layer_of(node)
         if layer is not None:
             layers.append(layer)
         elif nodes is not None:
             raise ModelError(
                 f"{node.op_type} node {name!r}: no BatchNormalization can stand behind it; it has "
-                f"to be one of {', '.join(_LAYERS)} with constant weights and outputs (batch, m)"
+                f"to be one of {', '.join(LAYERS)} with constant weights and outputs (batch, m)"
             )
     if missing := [name for name in nodes or () if name not in found]:
         raise ModelError(f"no node is called {missing[0]!r}; `rankc inspect` lists names")
     return layers
+
+
+def _needs_none(layer: Layer, frozen: Sequence[str]) -> bool:
+    """Whether no BatchNormalization belongs behind a layer."""
+    if any(matches(str(only_input(layer.node, 1).name), pattern) for pattern in frozen):
+        return True
+    readers = {reader.op_type for reader in layer.output.consumers()}
+    if not readers or layer.output.is_graph_output():
+        return False
+    if readers == {"BatchNormalization"}:
+        return True
+    first = layer.node.op_type in CONVOLUTIONS and layer.bias is None
+    return first and readers <= set(CONVOLUTIONS)
 
 
 @dataclasses.dataclass(slots=True)
@@ -307,13 +253,13 @@ def _watched(one: _Running) -> Callable[[Tensor], Tensor]:
     return tap
 
 
-def _insert(model: ir.Model, layer: _Layer, found: tuple[Floats, Floats]) -> str:
+def _insert(model: ir.Model, layer: Layer, found: tuple[Floats, Floats]) -> str:
     """Put a BatchNormalization of that mean and variance behind a layer; its name."""
     old = layer.output
-    name = _unique(f"{layer.node.name}/batch_norm", {str(n.name) for n in model.graph})
+    name = unique_name(f"{layer.node.name}/batch_norm", {str(n.name) for n in model.graph})
     parameters = _parameters(model, layer, name, found)
     out = ir.Value(name=old.name, type=old.type, shape=old.shape)
-    old.name = _unique(f"{name}.input", {str(v.name) for v in values(model)})
+    old.name = unique_name(f"{name}.input", {str(v.name) for v in values(model)})
     ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
     new = ir.Node(
         "",
@@ -330,41 +276,20 @@ def _insert(model: ir.Model, layer: _Layer, found: tuple[Floats, Floats]) -> str
 
 
 def _parameters(
-    model: ir.Model, layer: _Layer, name: str, found: tuple[Floats, Floats]
+    model: ir.Model, layer: Layer, name: str, found: tuple[Floats, Floats]
 ) -> list[ir.Value]:
     """Scale, bias, mean and variance of a new node; the layer's own bias is taken away."""
-    weight, (mean, var) = array_of(layer.node.inputs[1]), found
-    assert weight is not None
-    var = var.astype(weight.dtype).astype(np.float64)  # as it will be read
+    mean, var = found[0], found[1].astype(layer.dtype).astype(np.float64)  # as it will be read
     arrays = {
         f"{name}.scale": np.sqrt(var + float(np.float32(EPSILON))),
-        _take_bias(model, layer) or f"{name}.bias": mean,
+        take_bias(model, layer) or f"{name}.bias": mean,
         f"{name}.mean": mean if layer.bias is None else mean - layer.bias,
         f"{name}.var": var,
     }
-    return [new_initializer(model, key, a.astype(weight.dtype)) for key, a in arrays.items()]
+    return [new_initializer(model, key, a.astype(layer.dtype)) for key, a in arrays.items()]
 
 
-def _take_bias(model: ir.Model, layer: _Layer) -> str | None:
-    """Let a layer read no bias; the name that this frees."""
-    holder, k = (layer.node, 2) if layer.add is None else (layer.add, _added(layer))
-    bias = holder.inputs[k] if len(holder.inputs) > k else None
-    if bias is None:
-        return None
-    holder.replace_input_with(k, None)
-    if layer.add is None:
-        holder.resize_inputs(2)
-    drop_unused(model, [bias])
-    return None if bias.uses() or bias.is_graph_output() else str(bias.name)
-
-
-def _added(layer: _Layer) -> int:
-    """Which input of the Add is the bias."""
-    assert layer.add is not None
-    return 1 if layer.add.inputs[0] is layer.node.outputs[0] else 0
-
-
-def _foldable(node: ir.Node) -> _Layer | None:
+def _foldable(node: ir.Node) -> Layer | None:
     """The layer that a BatchNormalization can be folded into."""
     value, parameters = only_input(node), [array_of(v) for v in node.inputs[1:]]
     producer = value.producer()
@@ -374,42 +299,26 @@ def _foldable(node: ir.Node) -> _Layer | None:
         return None
     if producer.op_type == "Add":
         above = [v.producer() for v in producer.inputs if v is not None]
-        layers = [_layer_of(n) for n in above if n is not None and n.op_type == "MatMul"]
+        layers = [layer_of(n) for n in above if n is not None and n.op_type == "MatMul"]
         return next((one for one in layers if one is not None and one.add is producer), None)
-    return _layer_of(producer)
+    return layer_of(producer)
 
 
-def _fold(model: ir.Model, node: ir.Node, layer: _Layer) -> None:
+def _fold(model: ir.Model, node: ir.Node, layer: Layer) -> None:
     scale, bias, mean, var = (
         np.asarray(array_of(value)).astype(np.float64) for value in node.inputs[1:]
     )
-    epsilon = node.attributes.get("epsilon")
-    by = scale / np.sqrt(
-        var + (float(np.float32(EPSILON)) if epsilon is None else epsilon.as_float())
-    )
+    epsilon = node.attributes.get("epsilon", ir.AttrFloat32("epsilon", EPSILON)).as_float()
+    by = scale / np.sqrt(var + epsilon)
     shift = bias + by * ((0.0 if layer.bias is None else layer.bias) - mean)
     title = str(only_input(node, 2).name)
-    _scale_weight(model, layer.node, by)
-    _take_bias(model, layer)
+    scale_weight(model, layer.node, by)
+    take_bias(model, layer)
     _remove(model, node, layer)
-    dtype = only_input(layer.node, 1).dtype
-    assert dtype is not None
-    _give_bias(model, layer, new_initializer(model, title, shift.astype(dtype.numpy())))
+    give_bias(model, layer, new_initializer(model, title, shift.astype(layer.dtype)))
 
 
-def _scale_weight(model: ir.Model, node: ir.Node, by: Floats) -> None:
-    """Scale the channels of a layer; weights that others read stay as they are."""
-    value = only_input(node, 1)
-    tensor = value.const_value
-    assert tensor is not None
-    array = _scaled(node, tensor.numpy(), by).astype(tensor.numpy().dtype)
-    if len(value.uses()) > 1 or value.is_graph_output():
-        node.replace_input_with(1, new_initializer(model, f"{node.name}.weight", array))
-    else:
-        value.const_value = ir.tensor(array, name=value.name)
-
-
-def _remove(model: ir.Model, node: ir.Node, layer: _Layer) -> None:
+def _remove(model: ir.Model, node: ir.Node, layer: Layer) -> None:
     """Connect round a BatchNormalization."""
     out, parameters = node.outputs[0], list(node.inputs[1:])
     kept = layer.output
@@ -417,28 +326,3 @@ def _remove(model: ir.Model, node: ir.Node, layer: _Layer) -> None:
     model.graph.remove(node, safe=True)
     kept.name = out.name
     drop_unused(model, [value for value in parameters if value is not None])
-
-
-def _give_bias(model: ir.Model, layer: _Layer, bias: ir.Value) -> None:
-    """Let a layer that has none, or an Add that has been left alone, add a bias."""
-    node, product = layer.node, layer.node.outputs[0]
-    if layer.add is not None:
-        layer.add.replace_input_with([v is None for v in layer.add.inputs].index(True), bias)
-    elif node.op_type != "MatMul":
-        node.resize_inputs(3)
-        node.replace_input_with(2, bias)
-        node.attributes.pop("beta", None)
-    else:
-        total = ir.Value(name=product.name, type=product.type, shape=product.shape)
-        product.name = _unique(f"{node.name}.product", {str(v.name) for v in values(model)})
-        ir.convenience.replace_all_uses_with(product, total, replace_graph_outputs=True)
-        name = _unique(f"{node.name}.b", {str(n.name) for n in model.graph})
-        add = ir.Node("", "Add", [product, bias], outputs=[total], name=name)
-        model.graph.insert_after(node, add)
-
-
-def _unique(name: str, taken: Collection[str]) -> str:
-    unique, k = name, 1
-    while unique in taken:
-        unique, k = f"{name}.{k}", k + 1
-    return unique

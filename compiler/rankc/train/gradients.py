@@ -238,7 +238,7 @@ def _why_nothing(net: Interpreter) -> str:
             reader = value.consumers()[0]
             return (
                 f"a frozen graph: it has no weights of floats; its largest constant is "
-                f"{value.name!r} of {value.dtype.name}, read by {reader.op_type} node {reader.name!r}; train the "
-                "model before it is quantized"
+                f"{value.name!r} of {value.dtype.name}, read by {reader.op_type} node "
+                f"{reader.name!r}; train the model before it is quantized"
             )
     return "a frozen graph: it has no weights of floats, so there is nothing to train"
