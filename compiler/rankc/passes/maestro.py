@@ -160,7 +160,8 @@ class Maestro:
         biased = layer.bias is not None or self.centred
         count = ranks * layer.parameters_a_rank + (site.shape[1] if biased else 0)
         error, loss = solution.error[ranks], solution.loss[ranks]
-        return Curve(ranks, error, loss, count, ranks * layer.macs_a_rank, 4 * count)
+        macs, learned = ranks * layer.macs_a_rank, len(ranks) - 1
+        return Curve(ranks, error, loss, count, macs, 4 * count, own=learned)
 
     def rewrite(
         self, model: ir.Model, site: Site, rank: int, solution: Solution, form: str = ""
