@@ -181,6 +181,9 @@ def test_shapes_and_constants_on_the_cpu_meet_data_elsewhere() -> None:
     y = tape.op("Where", [constant(tape, np.array([True, False])), y, constant(tape, f(0.0))])
     y = tape.op("Gather", [y, constant(tape, i(0, 2))], {"axis": 0})
     y = tape.op("Concat", [y, constant(tape, f([[5, 6]]))], {"axis": 0})
+    y = tape.op("Gemm", [y, constant(tape, f([[1, 2], [3, 4]])), constant(tape, f(0.0))])
+    zeros = tape.op("ConstantOfShape", [tape.op("Shape", [y])])
+    y = tape.op("ScatterND", [zeros, constant(tape, i([[0], [1], [-1]])), y])
     y = tape.op("ReduceSum", [y, minus], {"keepdims": 0})
     y.name = "y"
     stored = [kept, minus]

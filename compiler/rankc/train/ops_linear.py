@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rankc.train.registry import Builder, Function, Op, Tensor
-from rankc.train.tensors import exact
+from rankc.train.tensors import exact, together
 
 
 def _gemm(op: Op) -> Function:
@@ -17,6 +17,8 @@ def _gemm(op: Op) -> Function:
 
     def gemm(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
         a, b = a.t() if left else a, b.t() if right else b
+        if c is not None and not (a.device == b.device == c.device):
+            a, b, c = together(a, b, c)
         if a.is_floating_point() and c is not None:
             return torch.addmm(c, a, b, beta=beta, alpha=alpha)
         product = _scaled(_matmul(a, b), alpha)
@@ -34,7 +36,7 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 
 def _einsum(op: Op) -> Function:
     equation = op.text("equation")
-    return lambda *tensors: torch.einsum(equation, *tensors)
+    return lambda *tensors: torch.einsum(equation, *together(*tensors))
 
 
 _matmul = exact(torch.matmul, np.matmul)

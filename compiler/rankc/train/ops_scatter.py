@@ -9,6 +9,7 @@ import torch
 
 from rankc.train.ops_index import from_front
 from rankc.train.registry import Builder, Function, Op, Tensor
+from rankc.train.tensors import together
 
 _REDUCTIONS = {"none": "", "add": "sum", "mul": "prod", "min": "amin", "max": "amax"}
 
@@ -21,7 +22,6 @@ def _reduction(op: Op) -> str:
 
 
 def _written(x: Tensor, axis: int, index: Tensor, updates: Tensor, how: str) -> Tensor:
-    updates = updates.to(x.device)
     if not how:
         return x.scatter(axis, index, updates)
     return x.scatter_reduce(axis, index, updates, how)
@@ -31,6 +31,7 @@ def _scatter_elements(op: Op) -> Function:
     axis, how = op.integer("axis", 0), _reduction(op)
 
     def scatter_elements(x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+        x, updates = together(x, updates)
         return _written(x, axis, from_front(index, x.shape[axis], x), updates, how)
 
     return scatter_elements
@@ -41,6 +42,7 @@ def _scatter_nd(op: Op) -> Function:
 
     def scatter_nd(x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
         """Over `x` as rows: an index of the first axes is the number of a row."""
+        x, updates = together(x, updates)
         along = x.shape[: index.shape[-1]]
         steps = [math.prod(along[k + 1 :]) for k in range(len(along))]
         index = from_front(index, torch.tensor(along, device=x.device), x)

@@ -49,11 +49,14 @@ def together(*tensors: Tensor) -> Sequence[Tensor]:
 def exact(function: Function, unsigned: Function) -> Function:
     """The function, or numpy's for unsigned integers of more than 8 bits."""
 
-    def run(*tensors: Tensor) -> Any:
-        tensors = tuple(together(*tensors))
-        if tensors[0].dtype in _STORED:
-            return by_numpy(unsigned, *tensors)
-        return function(*tensors)
+    def run(first: Tensor, *others: Tensor) -> Any:
+        for other in others:
+            if other.device != first.device:
+                first, *others = together(first, *others)  # type: ignore[assignment]
+                break
+        if first.dtype in _STORED:
+            return by_numpy(unsigned, first, *others)
+        return function(first, *others)
 
     return run
 
