@@ -85,12 +85,12 @@ class Criterion:
         Raises:
             DataError: labels that do not fit the answer.
         """
+        original = self._original(batch)  # first: what the net computes is then still in the cache
         with self._net.capture(self._logit, *self._matched) as seen:
             self._net.run(batch.feeds)
         logits, targets = self.reading.logits(seen[self._logit]), None
         if batch.labels is not None:
             targets = self.reading.targets(batch, logits, self.where)
-        original = self._original(batch)
         parts = dict[str, Tensor]()
         if self.objective.label and targets is not None:
             parts["label"] = self.objective.label * self._of_task(logits, targets, draw)
