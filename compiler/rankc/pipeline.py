@@ -102,15 +102,39 @@ def compile_recipe(
         job = take_in(recipe, tell, trust_code)
         state = State(state_path(out), "")
         job, found, tried = _find(job, own, state, tell)
-        job = in_range(job, found.model)
-        path = _write_model(found, folder)
-        engines = _lower(job, path, folder, tell)
-        metrics = _validate(job, own, path, engines, found.timed, tell)
-        metrics.update(tried)
-        _pack(job, found, engines, metrics, folder)
+        metrics, code, summary = write_bundle(job, own, found, folder, tell, tried)
     state.forget()
-    code, summary = _verdict(metrics, engines)
     return Result(code, summary, metrics, found.plan, out, time.monotonic() - started)
+
+
+def write_bundle(
+    job: Job,
+    own: Sequence[Own],
+    found: Compressed,
+    folder: Path,
+    tell: Progress,
+    added: Metrics | None = None,
+) -> tuple[Metrics, Exit, str]:
+    """Lower, prove and pack what was made of a model.
+
+    Args:
+        job: whose recipe gives `found`.
+        own: metrics of the recipe's.
+        found: the model.
+        folder: to write into, empty.
+        tell: where stages are announced.
+        added: to metrics.json.
+
+    Returns:
+        What metrics.json holds, the exit code, and what failed.
+    """
+    job = in_range(job, found.model)
+    path = _write_model(found, folder)
+    engines = _lower(job, path, folder, tell)
+    metrics = _validate(job, own, path, engines, found.timed, tell)
+    metrics.update(added or cast(Metrics, {}))
+    _pack(job, found, engines, metrics, folder)
+    return metrics, *_verdict(metrics, engines)
 
 
 def plan_recipe(
@@ -175,8 +199,8 @@ def _find(
     if recipe.search is None:
         return job, compress(job, tell), added
     baseline = _baseline(job)
-    locked = _locked(dataclasses.replace(recipe, search=None), job)
-    key = search_key(recipe, {**locked, "baseline": baseline and baseline.content})
+    without = locked(dataclasses.replace(recipe, search=None), job)
+    key = search_key(recipe, {**without, "baseline": baseline and baseline.content})
 
     def measure(path: Path, rows: Source | None, stage: Stage) -> Metrics:
         held = _baseline(job, path)
@@ -268,13 +292,13 @@ def _pack(
     outputs = session.run(inputs)
     golden = write_golden(folder, inputs, outputs, open_original(job.taken).run(inputs))
     largest = max(float(abs(rows).max(initial=0.0)) for rows in outputs.values())
-    locked = _write_lock(job, folder)
+    made_from = _write_lock(job, folder)
     write_reports(
         metrics,
         json.loads(found.plan.to_json()),
         folder,
         layers=_read(folder / "layers.json"),
-        lock=locked,
+        lock=made_from,
         recipe=resolved(recipe),
         place=place_of(recipe),
     )
@@ -288,7 +312,7 @@ def _pack(
         golden=Golden(golden.name, GOLDEN_TOLERANCE * max(largest, 1e-3)),
         ranks={choice.site: choice.rank for choice in found.plan.choices},
         metrics={"passed": metrics["passed"], "metrics": metrics["metrics"]},
-        versions={**locked["packages"], "python": locked["python"]},
+        versions={**made_from["packages"], "python": made_from["python"]},
         gates=device_gates(recipe.gates, metrics),
     )
 
@@ -297,14 +321,14 @@ def _write_lock(job: Job, folder: Path) -> dict[str, Any]:
     """Write what the bundle was made from: recipe.yaml, and recipe.lock.json, which it gives."""
     recipe = job.recipe
     (folder / "recipe.yaml").write_text(resolved(recipe), encoding="utf-8", newline="\n")
-    locked = _locked(recipe, job)
-    text = json.dumps(locked, indent=2, sort_keys=True) + "\n"
+    made_from = locked(recipe, job)
+    text = json.dumps(made_from, indent=2, sort_keys=True) + "\n"
     (folder / "recipe.lock.json").write_text(text, encoding="utf-8", newline="\n")
-    return locked
+    return made_from
 
 
-def _locked(recipe: Recipe, job: Job) -> dict[str, Any]:
-    """What has to be equal for the same bytes to come out."""
+def locked(recipe: Recipe, job: Job) -> dict[str, Any]:
+    """recipe.lock.json: what has to be equal for the same bytes to come out."""
     digests = {"model": job.taken.sha256, "calibration": job.calibration.digest()}
     if (named := recipe.timing.table) is not None:
         digests["timing"] = hashlib.sha256((recipe.folder / named).read_bytes()).hexdigest()
