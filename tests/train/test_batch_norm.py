@@ -21,6 +21,7 @@ from norm_builders import (
     weights,
 )
 from rankc.errors import DataError, ModelError
+from rankc.factors import LEARNED, Factors, Unfolding
 from rankc.graph import array_of, node_named, value_named
 from rankc.train.batch_norm import fold_batch_norms, insert_batch_norms
 from rankc.train.interpreter import Interpreter
@@ -42,12 +43,35 @@ def test_means_and_variances_are_those_of_all_rows_however_they_are_batched() ->
     with torch.no_grad(), net.capture(str(stem.outputs[0].name)) as seen:
         net(torch.from_numpy(x))
     rows = next(iter(seen.values())).numpy().astype(np.float64).swapaxes(0, 1).reshape(8, -1)
+    before = weights(model)["stem.w"]
     insert_batch_norms(model, batches(x, 7))
+    by = weights(model)["stem.w"].flat[0] / before.flat[0]
     scale, shift, mean, var = parameters(model, "stem/batch_norm")
-    np.testing.assert_allclose(var, rows.var(1), rtol=1e-6)
-    np.testing.assert_allclose(scale, np.sqrt(rows.var(1) + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(var, by**2 * rows.var(1), rtol=1e-6)
+    np.testing.assert_allclose(scale, np.sqrt(by**2 * rows.var(1) + 1e-5) / by, rtol=1e-6)
     np.testing.assert_allclose(shift, rows.mean(1), rtol=1e-6)
-    np.testing.assert_allclose(mean, rows.mean(1) - bias, rtol=1e-6)
+    np.testing.assert_allclose(mean, by * (rows.mean(1) - bias), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
+def test_weights_get_the_size_that_is_trained_by_a_power_of_two(size: float) -> None:
+    model, x = convolutions(("a", (4, 3, 3, 3), True), relu=True), pictures()
+    value, first = value_named(model, "a.w"), np.random.default_rng(0).normal(size=(27, 5))
+    array = (size * weights(model)["a.w"]).astype(np.float32)
+    value.const_value = ir.tensor(array, name="a.w")
+    second = np.random.default_rng(1).normal(size=(5, 4))
+    value.meta[LEARNED] = Factors(Unfolding(array.shape, (1, 2, 3, 0), 3), first, second)
+    before = model.clone()
+    insert_batch_norms(model, batches(x))
+    found = weights(model)["a.w"]
+    by = float(found.flat[0] / array.flat[0])
+    assert np.log2(by).is_integer()
+    np.testing.assert_array_equal(found, np.float32(by) * array)
+    assert 2**-0.5 <= np.linalg.norm(found) / (2 * np.sqrt(4)) <= 2**0.5
+    np.testing.assert_array_equal(value_named(model, "a.w").meta[LEARNED].second, by * second)
+    same(model, before, x)
+    assert fold_batch_norms(model) == 1
+    np.testing.assert_allclose(weights(model)["a.w"], array, rtol=1e-5)
 
 
 def test_inserted_in_training_it_passes_the_batch_on_as_it_came() -> None:

@@ -5,12 +5,16 @@ hard to train further (Ioffe & Szegedy, ICML 2015), so it is put back such that 
 where z = W x has mean m and variance v in every channel and y = z + b is what the layer puts out,
     y = scale (z - mean) / sqrt(var + eps) + bias
 with var = v, scale = sqrt(v + eps), mean = m and bias = m + b. The layer's own bias goes: under the
-statistics of a batch its gradient would be zero. Folding is the way back, in float64, cast once.
+statistics of a batch its gradient would be zero. So would that of the size of W: it only decides
+how far a step of given length turns W, by 1 / |W|^2 (van Laarhoven, arXiv 1706.05350). Folding made
+it that of the layer's output, so W is scaled by a power of two, one for the layer, to about the
+size of weights that are trained. Folding is the way back, in float64, cast once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from rankc.errors import DataError, ModelError
+from rankc.factors import LEARNED
 from rankc.graph import (
     array_of,
     attribute,
@@ -47,6 +52,7 @@ Array = NDArray[Any]
 
 EPSILON = 1e-5
 KEPT = 0.9  # of running statistics at every step
+SIZE = 2.0  # norm of the weights of one output; He et al., ICCV 2015, start from sqrt(2)
 
 
 def insert_batch_norms(
@@ -81,7 +87,7 @@ def insert_batch_norms(
     if not layers:
         return []
     found = _measure(model, [str(layer.output.name) for layer in layers], batches)
-    return [_insert(model, layer, found[str(layer.output.name)]) for layer in layers]
+    return [_insert(model, layer, *found[str(layer.output.name)]) for layer in layers]
 
 
 def fold_batch_norms(model: ir.Model) -> int:
@@ -255,11 +261,11 @@ def _watched(one: _Running) -> Callable[[Tensor], Tensor]:
     return tap
 
 
-def _insert(model: ir.Model, layer: Layer, found: tuple[Floats, Floats]) -> str:
-    """Put a BatchNormalization of that mean and variance behind a layer; its name."""
+def _insert(model: ir.Model, layer: Layer, mean: Floats, var: Floats) -> str:
+    """Put a BatchNormalization behind a layer whose outputs have these moments; its name."""
     old = layer.output
     name = unique_name(f"{layer.node.name}/batch_norm", {str(n.name) for n in model.graph})
-    parameters = _parameters(model, layer, name, found)
+    parameters = _parameters(model, layer, name, mean, var)
     out = ir.Value(name=old.name, type=old.type, shape=old.shape)
     old.name = unique_name(f"{name}.input", {str(v.name) for v in values(model)})
     ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
@@ -278,17 +284,36 @@ def _insert(model: ir.Model, layer: Layer, found: tuple[Floats, Floats]) -> str:
 
 
 def _parameters(
-    model: ir.Model, layer: Layer, name: str, found: tuple[Floats, Floats]
+    model: ir.Model, layer: Layer, name: str, mean: Floats, var: Floats
 ) -> list[ir.Value]:
-    """Scale, bias, mean and variance of a new node; the layer's own bias is taken away."""
-    mean, var = found[0], found[1].astype(layer.dtype).astype(np.float64)  # as it will be read
+    """Scale, bias, mean and variance of a new node.
+
+    The layer's own bias is taken away, and its weights are scaled.
+    """
+    by = _resize(layer)
+    raw = mean if layer.bias is None else mean - layer.bias
+    var = (by * by * var).astype(layer.dtype).astype(np.float64)  # as it will be read
     arrays = {
-        f"{name}.scale": np.sqrt(var + float(np.float32(EPSILON))),
+        f"{name}.scale": np.sqrt(var + float(np.float32(EPSILON))) / by,
         take_bias(model, layer) or f"{name}.bias": mean,
-        f"{name}.mean": mean if layer.bias is None else mean - layer.bias,
+        f"{name}.mean": by * raw,
         f"{name}.var": var,
     }
     return [new_initializer(model, key, a.astype(layer.dtype)) for key, a in arrays.items()]
+
+
+def _resize(layer: Layer) -> float:
+    """Bring weights to about the size that is trained; the factor, 1 where others read them."""
+    value = only_input(layer.node, 1)
+    array = np.asarray(array_of(value))
+    norm = float(np.linalg.norm(array.astype(np.float64)))
+    if len(value.uses()) > 1 or value.is_graph_output() or not norm:
+        return 1.0
+    by = 2.0 ** round(math.log2(SIZE * math.sqrt(layer.channels) / norm))
+    value.const_value = ir.tensor((by * array).astype(array.dtype), name=value.name)
+    if (learned := value.meta.get(LEARNED)) is not None:
+        value.meta[LEARNED] = dataclasses.replace(learned, second=by * learned.second)
+    return by
 
 
 def _foldable(node: ir.Node) -> Layer | None:

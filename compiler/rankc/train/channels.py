@@ -33,6 +33,11 @@ class Layer:
         return (self.add or self.node).outputs[0]
 
     @property
+    def channels(self) -> int:
+        """How many there are."""
+        return _channels(self.node, np.asarray(array_of(self.node.inputs[1])))
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Of the weight."""
         found = only_input(self.node, 1).dtype
