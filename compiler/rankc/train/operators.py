@@ -13,6 +13,7 @@ from rankc.train import (
     ops_index,
     ops_linear,
     ops_logic,
+    ops_loss,
     ops_norm,
     ops_pad,
     ops_pool,
@@ -22,6 +23,7 @@ from rankc.train import (
     ops_resize,
     ops_scatter,
     ops_shape,
+    ops_signal,
     ops_window,
 )
 from rankc.train.registry import Builder
@@ -35,6 +37,7 @@ OPERATORS: Mapping[str, Builder] = {
     **ops_index.OPERATORS,
     **ops_linear.OPERATORS,
     **ops_logic.OPERATORS,
+    **ops_loss.OPERATORS,
     **ops_norm.OPERATORS,
     **ops_pad.OPERATORS,
     **ops_pool.OPERATORS,
@@ -44,5 +47,6 @@ OPERATORS: Mapping[str, Builder] = {
     **ops_resize.OPERATORS,
     **ops_scatter.OPERATORS,
     **ops_shape.OPERATORS,
+    **ops_signal.OPERATORS,
     **ops_window.OPERATORS,
 }

@@ -61,12 +61,28 @@ _PLACES: Mapping[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+def _center_crop_pad(op: Op) -> Function:
+    given, read = op.integers("axes"), reader(op, 1)
+
+    def center_crop_pad(x: Tensor, shape: Tensor) -> Tensor:
+        axes = list(range(x.dim())) if given is None else [k % x.dim() for k in given]
+        around = {}
+        for axis, size in zip(axes, read(shape), strict=True):
+            missing = size - x.shape[axis]
+            before = missing // 2 if missing > 0 else -(-missing // 2)
+            around[axis] = (before, missing - before)
+        return _filled(x, around, None)
+
+    return center_crop_pad
+
+
 def _trilu(op: Op) -> Function:
     half, read = torch.triu if op.integer("upper", 1) else torch.tril, reader(op, 1)
     return lambda x, k=None: half(x, 0 if k is None else read(k)[0])
 
 
 OPERATORS: Mapping[str, Builder] = {
+    "CenterCropPad": _center_crop_pad,
     "Pad": _pad,
     "Trilu": _trilu,
 }
