@@ -16,10 +16,12 @@ from rankc.train import (
     ops_index,
     ops_linear,
     ops_logic,
+    ops_loss,
     ops_pad,
     ops_reduce,
     ops_scatter,
     ops_shape,
+    ops_signal,
 )
 from rankc.train.interpreter import Interpreter
 from rankc.train.registry import Tensor
@@ -27,8 +29,8 @@ from train.nodes import one_node
 
 Array = NDArray[Any]
 FAMILIES = (
-    ops_activation, ops_create, ops_elementwise, ops_index, ops_linear, ops_logic, ops_pad,
-    ops_reduce, ops_scatter, ops_shape,
+    ops_activation, ops_create, ops_elementwise, ops_index, ops_linear, ops_logic, ops_loss,
+    ops_pad, ops_reduce, ops_scatter, ops_shape, ops_signal,
 )  # fmt: skip
 
 
@@ -50,9 +52,9 @@ def words(text: str) -> list[str]:
 
 
 WITHOUT = words(
-    "And ArgMax ArgMin BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Constant "
-    "ConstantOfShape Equal EyeLike Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual NonZero "
-    "Not Or Shape Size Xor"
+    "And ArgMax ArgMin BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor BlackmanWindow "
+    "Constant ConstantOfShape Equal EyeLike Greater GreaterOrEqual HammingWindow HannWindow IsInf "
+    "IsNaN Less LessOrEqual NonZero Not Or Shape Size Xor"
 )
 POSITIVE = x(2, 3, signs=False)
 ABOVE_ONE = x(2, 3, low=1.2, signs=False)
@@ -72,6 +74,7 @@ LIST: list[tuple[str, tuple[Array | None, ...], dict[str, Any]]] = [
     ("Acosh", (ABOVE_ONE,), {}),
     ("Cast", ONE, {"to": 11}),
     ("CastLike", (x(2, 3), x(1)), {}),
+    ("CenterCropPad", (x(2, 3), ints(4, 1)), {}),
     ("Clip", (x(2, 3), np.array(-0.5), np.array(0.5)), {}),
     ("Clip", (x(2, 3), None, np.array(0.5)), {}),
     ("Compress", (x(2, 3), np.array([True, False, True])), {"axis": 1}),
@@ -80,6 +83,8 @@ LIST: list[tuple[str, tuple[Array | None, ...], dict[str, Any]]] = [
     ("CumSum", (x(2, 3), ints(1)), {"reverse": 1}),
     ("DepthToSpace", (x(1, 8, 1, 2),), {"blocksize": 2, "mode": "CRD"}),
     ("Det", (x(2, 3, 3),), {}),
+    ("DFT", (x(2, 3, 1), ints(4)), {"onesided": 1}),
+    ("DFT", (x(2, 3, 2),), {"inverse": 1}),
     ("Einsum", (x(2, 3), x(3, 4, seed=1)), {"equation": "ij,jk->ki"}),
     ("Elu", ONE, {"alpha": 2.0}),
     ("Expand", (x(2, 1), ints(2, 3)), {}),
@@ -91,6 +96,7 @@ LIST: list[tuple[str, tuple[Array | None, ...], dict[str, Any]]] = [
     ("Gemm", (x(3, 2), x(4, 3, seed=1), x(4, seed=2)), {"transA": 1, "transB": 1, "alpha": 0.5}),
     ("Gemm", (x(2, 3), x(3, 4, seed=1)), {"alpha": 0.5}),
     ("MatMul", (x(2, 2, 3), x(3, 4, seed=1)), {}),
+    ("NegativeLogLikelihoodLoss", (x(3, 2), ints(0, 1, 1), x(2, signs=False)), {}),
     ("OneHot", (ints(0, -1), ints(3), x(2)), {}),
     ("Pad", (x(2, 3), ints(0, 1, 0, -1), np.array(2.0)), {}),
     ("Pad", (x(2, 3), ints(2, 1), None, ints(1)), {"mode": "reflect"}),
@@ -109,6 +115,8 @@ LIST: list[tuple[str, tuple[Array | None, ...], dict[str, Any]]] = [
         for how in ("add", "mul", "min", "max")
     ),
     ("ScatterND", (x(3, 2), ints([[0], [-1]]), x(2, 2, seed=1)), {}),
+    ("SoftmaxCrossEntropyLoss", (x(3, 2), ints(0, 1, 1)), {"ignore_index": 0}),
+    ("STFT", (x(1, 5, 1), ints(2), x(3, seed=1)), {}),
     ("Scatter", (x(2, 3), ints([[0, 2]]), x(1, 2, seed=1)), {"axis": 1}),
     ("Shrink", ONE, {"lambd": 0.5, "bias": 0.1}),
     ("Slice", (x(3, 4), ints(-1, 1), ints(-10, 3), ints(1, 0), ints(-2, 1)), {}),

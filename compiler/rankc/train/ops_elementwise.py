@@ -31,9 +31,9 @@ def _mod(op: Op) -> Function:
 def _pow(x: Tensor, y: Tensor) -> Tensor:
     """Of the base's type."""
     x, y = together(x, y)
-    if is_stored(x) or is_stored(y):
-        return by_numpy(lambda a, b: np.power(a, b).astype(a.dtype), x, y)
-    return torch.pow(x, y).to(x.dtype)
+    if is_stored(x):
+        return by_numpy(lambda a, b: np.power(a, b).astype(a.dtype), x, y.detach())
+    return torch.pow(x, y.to(torch.int64) if is_stored(y) else y).to(x.dtype)
 
 
 def _folded(function: Function, unsigned: Function) -> Builder:

@@ -13,15 +13,23 @@ _UNUSED = -(2**63)  # a label that nothing has
 
 
 def _likelihood(op: Op) -> Function:
-    """The negative log-likelihood of labels, weighted by class."""
+    """Of labels, weighted by class. In torch's own the weights have no gradient."""
     reduction, ignored = op.text("reduction", "mean"), op.integer("ignore_index", _UNUSED)
     if reduction not in ("none", "sum", "mean"):
         raise op.refuse(f"reduction is {reduction!r}; known are none, sum, mean")
 
     def likelihood(x: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         labels = labels.to(x.device, torch.int64)
-        weight = None if weight is None else weight.to(x.device)
-        return F.nll_loss(x, labels, weight, ignore_index=ignored, reduction=reduction)
+        kept = labels != ignored
+        labels = torch.where(kept, labels, 0)
+        share = kept.to(x.dtype)
+        if weight is not None:
+            share = share * weight.to(x.device)[labels]
+        found = -x.gather(1, labels[:, None])[:, 0]
+        found = torch.where(kept, found, 0.0) * share
+        if reduction == "none":
+            return found
+        return found.sum() if reduction == "sum" else found.sum() / share.sum()
 
     return likelihood
 
