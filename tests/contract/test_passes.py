@@ -16,6 +16,7 @@ from broken_pass import BrokenPass
 from builders import lookup, lookup_rows, mlp, mlp_rows
 from conv_builders import convnet, images
 from rankc.calibrate import calibrate
+from rankc.cleanup import clean
 from rankc.graph import initializer_bytes, parameters
 from rankc.macs import count_macs
 from rankc.passbase import Curve, Dense, Pass, Probe, Site, SiteStats
@@ -30,12 +31,18 @@ Array = NDArray[Any]
 Feeds = dict[str, Array]
 
 
+def cleaned(model: ir.Model) -> ir.Model:
+    """As passes see it: with the shapes of what convolutions read."""
+    clean(model)
+    return model
+
+
 def models() -> list[tuple[str, ir.Model, Feeds]]:
     return [
         ("mlp", mlp(), {"x": mlp_rows()}),
         ("lookup", lookup(), {"ids": lookup_rows()}),
         ("padded", lookup(padding=True), {"ids": lookup_rows()}),
-        ("convnet", convnet(), {"x": images()}),
+        ("convnet", cleaned(convnet()), {"x": images()}),
     ]
 
 

@@ -43,15 +43,14 @@ class Cut:
     def kept(self) -> Tensor:
         """The matrices of that rank, nearest to what they were."""
         k = self.rank
-        scaled: Tensor = self.left[..., :k] * self.sizes[:, None, :k]
-        return scaled @ self.right[:, :k]
+        return torch.matmul(self.left[..., :k] * self.sizes[:, None, :k], self.right[:, :k])
 
     @property
     def pull(self) -> Tensor:
         """U_k V_kT, a sub-gradient of the sum of their nuclear norms."""
         k = self.rank
-        there: Tensor = self.left[..., :k] * (self.sizes[:, None, :k] > 0)
-        return there @ self.right[:, :k]
+        there: Tensor = self.left[..., :k] * self.sizes[:, None, :k].gt(0)
+        return torch.matmul(there, self.right[:, :k])
 
 
 def cut(matrices: Tensor, energy: float) -> Cut:
@@ -164,7 +163,7 @@ class TrpHook(Silent):
 
     @torch.no_grad()
     def evaluating(self) -> None:
-        found = {target.site: self._truncate(target) for target in self._targets}
+        found = {t.site: self._truncate(t, t.most) for t in self._targets}
         self._final = {site: one.rank for site, one in found.items() if one is not None}
 
     def report(self) -> dict[str, Any]:
@@ -193,8 +192,8 @@ class TrpHook(Silent):
     def _weight(self, target: Target) -> Tensor:
         return self._net.weight(target.weight)
 
-    def _truncate(self, target: Target) -> Cut | None:
-        """Cut a weight in place, where factors of that rank are smaller than the layer.
+    def _truncate(self, target: Target, most: int | None = None) -> Cut | None:
+        """Cut a weight in place, unless it would keep more than `most` directions.
 
         None for one that is not finite: the loop then says at the loss what went wrong.
         """
@@ -204,7 +203,7 @@ class TrpHook(Silent):
             return None
         self._decomposed += 1
         found = cut(matrices, self._pass.energy)
-        if found.rank <= target.most:
+        if most is None or found.rank <= most:
             weight.copy_(folded_as(found.kept, target))
         return found
 
