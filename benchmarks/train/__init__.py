@@ -1,0 +1,1 @@
+"""Training inside the compiler: what it gives, and that it can be relied on."""
