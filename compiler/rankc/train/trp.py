@@ -65,12 +65,14 @@ def polar(matrices: Tensor) -> Tensor:
     """U VT of (matrices, rows, columns), singular values within about a third of 1."""
     a, b, c = COEFFICIENTS
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices if wide else matrices.mT
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    turned = matrices if wide else matrices.transpose(1, 2)
+    x: Tensor = turned / torch.linalg.matrix_norm(turned, keepdim=True).clamp_min(
+        torch.finfo(turned.dtype).tiny
+    )
     for _ in range(ITERATIONS):
-        square = x @ x.mT
+        square = x @ x.transpose(1, 2)
         x = a * x + (b * square + c * square @ square) @ x
-    return x if wide else x.mT
+    return x if wide else x.transpose(1, 2)
 
 
 @dataclasses.dataclass(slots=True)
