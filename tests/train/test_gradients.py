@@ -102,6 +102,7 @@ LIST: list[tuple[str, tuple[Array | None, ...], dict[str, Any]]] = [
     ("Pad", (x(2, 3), ints(2, 1), None, ints(1)), {"mode": "reflect"}),
     ("Pad", (x(2, 3), ints(2, 1), None, ints(1)), {"mode": "edge"}),
     ("Pow", (POSITIVE, x(3, seed=1)), {}),
+    ("Pow", (x(2, 3), ints(3)), {}),
     ("Range", (np.array(0.3), np.array(2.0), np.array(0.45)), {}),
     ("Reshape", (x(2, 3), ints(3, -1)), {}),
     ("ReverseSequence", (x(3, 2), ints(3, 2)), {}),

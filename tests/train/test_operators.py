@@ -70,6 +70,8 @@ NODES: list[tuple[str, tuple[Array | None, ...], dict[str, Any]]] = [
     ("Pad", (grid(3, 4), i(1, 2, 2, 1)), {"mode": "wrap"}),
     ("Pow", (i(2, -3, dtype=np.int32), f(3.0)), {}),
     ("Pow", (f(2, 3), i(-1, 2)), {}),
+    ("Pow", (grid(2, 3), f([2.0])), {}),
+    ("Pow", (f(2.0), f([3.0])), {}),
     ("PRelu", (grid(2, 3, 4), grid(3, 1)), {}),
     ("Range", (i(5), i(-2), i(-3)), {}),
     ("Range", (f(1.0), f(0.5), f(0.1)), {}),

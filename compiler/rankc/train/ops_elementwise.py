@@ -28,8 +28,19 @@ def _mod(op: Op) -> Function:
     return exact(torch.remainder, np.remainder)
 
 
-def _pow(x: Tensor, y: Tensor) -> Tensor:
-    """Of the base's type."""
+def _pow(op: Op) -> Function:
+    """Of the base's type. By a number that is known, squares are products and not logarithms."""
+    number = _number(op, 1)
+
+    def power(x: Tensor, y: Tensor) -> Tensor:
+        if number is None or y.dim() > x.dim() or not x.is_floating_point():
+            return _pow_by(x, y)
+        return torch.pow(x, number)
+
+    return power
+
+
+def _pow_by(x: Tensor, y: Tensor) -> Tensor:
     x, y = together(x, y)
     if is_stored(x):
         return by_numpy(lambda a, b: np.power(a, b).astype(a.dtype), x, y.detach())
@@ -123,7 +134,7 @@ OPERATORS: Mapping[str, Builder] = {
     "Mod": _mod,
     "Mul": plain(exact(torch.mul, np.multiply)),
     "Neg": plain(torch.neg),
-    "Pow": plain(_pow),
+    "Pow": _pow,
     "Reciprocal": plain(torch.reciprocal),
     "Round": plain(torch.round),  # halves to the even number
     "Sign": plain(exact(torch.sign, np.sign)),
