@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -54,6 +54,7 @@ def drawn(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 # --- the maths ------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(SHAPES, SEEDS, st.floats(0.01, 0.999))
 def test_a_cut_keeps_the_energy_with_the_fewest_directions(
     shape: tuple[int, int, int], seed: int, energy: float
@@ -78,6 +79,7 @@ def test_a_cut_of_nothing_and_of_everything() -> None:
     torch.testing.assert_close(everything.kept, matrices)
 
 
+@settings(deadline=None)
 @given(SHAPES, SEEDS, st.floats(0.5, 0.999))
 def test_the_pull_is_a_sub_gradient_of_the_nuclear_norm(
     shape: tuple[int, int, int], seed: int, energy: float
@@ -90,6 +92,7 @@ def test_the_pull_is_a_sub_gradient_of_the_nuclear_norm(
     assert torch.linalg.matrix_norm(other, "nuc").sum() >= bound - 1e-9 * norm
 
 
+@settings(deadline=None)
 @given(SEEDS)
 def test_the_pull_is_the_gradient_where_there_is_one(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -101,6 +104,7 @@ def test_the_pull_is_the_gradient_where_there_is_one(seed: int) -> None:
     assert float((cut(matrix, 1.0).pull * way).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
+@settings(deadline=None)
 @given(st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40)), SEEDS)
 def test_newton_schulz_finds_the_directions_of_the_decomposition(
     shape: tuple[int, int, int], seed: int
