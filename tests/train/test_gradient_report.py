@@ -217,3 +217,18 @@ def test_looking_changes_nothing() -> None:
 def test_half_precision_outputs_are_looked_at() -> None:
     net = parsed("h = MatMul(x, W)  y = Cast <to = 10> (h)", W, "float16[batch,3] y")
     assert require_trainable(net, X).trained == ("W",)
+
+
+def test_a_branch_that_is_not_taken_is_where_its_weights_end() -> None:
+    net = parsed(
+        """
+        c = Constant <value = bool {0}> ()
+        h = MatMul(x, W)
+        y = If(c) <then_branch = yes () => (p) { p = Add(h, v) },
+                   else_branch = no () => (q) { q = Neg(h) }>
+        """,
+        f"{W}, {V}",
+    )
+    report = require_trainable(net, X)
+    assert report.trained == ("W",)
+    assert report.blocked == (Blocked("v", "y", "If", "passes no gradient on"),)
