@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -16,7 +17,8 @@ from norm_builders import (
     pictures,
 )
 from rankc.errors import DataError
-from rankc.train.batch_norm import insert_batch_norms, reestimate_batch_norms
+from rankc.graph import node_named
+from rankc.train.batch_norm import fold_batch_norms, insert_batch_norms, reestimate_batch_norms
 from rankc.train.interpreter import Interpreter
 
 
@@ -54,7 +56,9 @@ def test_taking_statistics_anew_leaves_the_mode_as_it_was(mode: bool) -> None:
     net, x = normalised()
     net.train(mode)
     net.state.fixed_statistics = True
+    net.weight("a/batch_norm.mean").fill_(1000.0)
     reestimate_batch_norms(net, tensors(x))
+    assert net.weight("a/batch_norm.mean").abs().max() < 100
     assert (net.training, net.state.training) == (mode, mode)
     assert (net.state.momentum, net.state.fixed_statistics) == (None, True)
 
@@ -79,3 +83,16 @@ def test_a_batch_of_one_number_a_channel_is_refused() -> None:
         reestimate_batch_norms(net, tensors(x, 1))
     assert not net.training
     assert net.state.momentum is None
+
+
+def test_one_that_always_goes_by_the_batch_keeps_what_it_reads() -> None:
+    """In the graph's own training mode new statistics are outputs, the old ones constants."""
+    model, x = convolutions(("a", (4, 3, 3, 3), True), relu=True), pictures(30)
+    insert_batch_norms(model, batches(x))
+    node = node_named(model, "a/batch_norm")
+    node.attributes["training_mode"] = ir.AttrInt64("training_mode", 1)
+    net = Interpreter(model)
+    before = net.weight("a/batch_norm.mean").clone()
+    reestimate_batch_norms(net, [])
+    assert torch.equal(net.weight("a/batch_norm.mean"), before)
+    assert fold_batch_norms(model) == 0

@@ -52,7 +52,9 @@ Array = NDArray[Any]
 
 EPSILON = 1e-5
 KEPT = 0.9  # of running statistics at every step
-SIZE = 2.0  # norm of the weights of one output; He et al., ICCV 2015, start from sqrt(2)
+# Norm of the weights of one output. He et al., ICCV 2015, start from sqrt(2); it grows in training:
+# the layers of a trained ResNet-20 have 1.2 to 2.2, and 0.6 to 4.3 once folded.
+SIZE = 2.0
 
 
 def insert_batch_norms(
