@@ -8,7 +8,9 @@ BatchNormalization are buffers.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +19,7 @@ from torch import nn
 
 from rankc.errors import ModelError
 from rankc.graph import matches
-from rankc.train.program import Tap, program_of
+from rankc.train.program import Program, Tap, program_of
 from rankc.train.registry import State, Tensor, as_torch
 
 # Inputs that are weights even where they are one number, that is of one channel.
@@ -42,7 +44,7 @@ class Interpreter(nn.Module):
         self._model = model.clone()
         graph = self._model.graph
         self.state = State()
-        self._program = program_of(graph, self._model.opset_imports.get("", 0), self.state)
+        self._program = self._steps()
         self._parameters_of: dict[str, str] = {}
         self._buffers_of: dict[str, str] = {}
         self._computed: dict[str, str] = {}
@@ -61,6 +63,19 @@ class Interpreter(nn.Module):
             else:
                 self.register_buffer(f"constant_{k}", tensor)
                 self._buffers_of[name] = f"constant_{k}"
+
+    def _steps(self) -> Program:
+        return program_of(self.graph, self._model.opset_imports.get("", 0), self.state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Interpreter:
+        """The functions of a program hold on to the state, so a copy gets a program of its own."""
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        shared = ("_model", "_program")  # the model is never changed
+        for name, value in self.__dict__.items():
+            made.__dict__[name] = value if name in shared else copy.deepcopy(value, memo)
+        made._program = made._steps()
+        return made
 
     @property
     def graph(self) -> ir.Graph:
@@ -208,8 +223,8 @@ def _as_onnx(tensor: Tensor, name: str, value: ir.Value) -> ir.TensorProtocol:
     found = tensor.detach().cpu()
     if found.dtype is torch.bfloat16:
         found = found.to(torch.float32)
-    array = found.numpy().astype(value.const_value.dtype.numpy(), copy=True)
-    return ir.tensor(np.ascontiguousarray(array), dtype=value.const_value.dtype, name=name)
+    array = np.array(found.numpy(), value.const_value.dtype.numpy(), order="C")
+    return ir.tensor(array, dtype=value.const_value.dtype, name=name)
 
 
 def _is_weight(value: ir.Value, tensor: Tensor) -> bool:
