@@ -75,12 +75,15 @@ class Criterion:
         self._matched = self._find_matched()
         self._require_possible(batch)
 
-    def terms(self, batch: Minibatch, draw: tuple[int, int] | None = None) -> Terms:
+    def terms(
+        self, batch: Minibatch, draw: tuple[int, int] | None = None, where: str = ""
+    ) -> Terms:
         """The loss of some rows on the net's device.
 
         Args:
             batch: rows.
             draw: seed and step, for a loss that is drawn; None: the one of likelihood.
+            where: they are from, if not from the data named before; for messages.
 
         Raises:
             DataError: labels that do not fit the answer.
@@ -90,7 +93,7 @@ class Criterion:
             self._net.run(batch.feeds)
         logits, targets = self.reading.logits(seen[self._logit]), None
         if batch.labels is not None:
-            targets = self.reading.targets(batch, logits, self.where)
+            targets = self.reading.targets(batch, logits, where or self.where)
         parts = dict[str, Tensor]()
         if self.objective.label and targets is not None:
             parts["label"] = self.objective.label * self._of_task(logits, targets, draw)

@@ -72,7 +72,7 @@ def losses_of(
     net.eval()
     losses, judged = list[Floats](), _Judged(criterion.reading)
     for batch in rows.held_out():
-        terms = criterion.terms(batch.to(device))
+        terms = criterion.terms(batch.to(device), where=rows.where_held_out)
         losses.append(terms.rows.double().cpu().numpy())
         judged.add(terms)
     return np.concatenate(losses), judged.metrics()

@@ -253,7 +253,7 @@ class _Run:
     def _look(self) -> None:
         """See what would be deployed now; the net and the draws are as before afterwards."""
         before = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
-        drawn = torch.get_rng_state()
+        drawn = self._drawn()
         if self.average is not None and self.average.steps:
             self.average.put()
         for hook in self.hooks:
@@ -268,7 +268,7 @@ class _Run:
         self.looks.append(look)
         self._compare(look)
         self.net.load_state_dict(before)
-        torch.set_rng_state(drawn)
+        self._draw_from(drawn)
         self.stage.note(f"epoch {look.epoch:.3g} of {self.settings.epochs:g}, {look.told()}")
 
     def _compare(self, look: Look) -> None:
@@ -321,9 +321,18 @@ class _Run:
         if interrupts.asked:
             raise KeyboardInterrupt
 
+    def _drawn(self) -> list[Tensor]:
+        """Where torch's generators are: that of the CPU, and that of the device."""
+        cuda = self.device.type == "cuda"
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self.device)] if cuda else [])]
+
+    def _draw_from(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for one in states[1:]:
+            torch.cuda.set_rng_state(one, self.device)
+
     def _state(self) -> dict[str, Any]:
         assert self.best is not None
-        cuda = [torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else []
         return {
             "step": self.step,
             "seconds": self._seconds(),
@@ -331,7 +340,7 @@ class _Run:
             "net": dict(self.net.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "drawn": [torch.get_rng_state(), *cuda],
+            "drawn": self._drawn(),
             "hooks": [hook.state_dict() for hook in self.hooks],
             "looks": [dataclasses.asdict(look) for look in self.looks],
             "best": {"look": self.best.look, "value": self.best.value, "net": self.best.net},
@@ -344,10 +353,7 @@ class _Run:
             self.average.load_state_dict(state["average"])
         for hook, kept in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(kept)
-        drawn, *cuda = state["drawn"]
-        torch.set_rng_state(drawn)
-        for one in cuda:
-            torch.cuda.set_rng_state(one, self.device)
+        self._draw_from(state["drawn"])
         self.looks = [Look(**look) for look in state["looks"]]
         self.best = _Best(**state["best"])
         self.step, self.spent, self.stopped = state["step"], state["seconds"], state["stopped"]

@@ -60,6 +60,12 @@ def deterministic(threads: int, seed: int, device: torch.device) -> Iterator[Non
                 f"the device is out of memory: {error}; lower data.training.batch_size, or set "
                 "train.device to cpu"
             ) from error
+        except RuntimeError as error:
+            if "deterministic" not in str(error):
+                raise
+            raise MachineError(
+                f"not every operator is repeatable on this device: {error}; set train.device to cpu"
+            ) from error
         finally:
             torch.set_num_threads(before[0])
             torch.use_deterministic_algorithms(before[1])

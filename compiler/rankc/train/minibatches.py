@@ -65,6 +65,16 @@ class Block:
         columns = {name: column[which] for name, column in self.columns.items()}
         return Block(columns, self.dtypes, self.rows[which])
 
+    def swap(self, places: NDArray[np.int64], fresh: Block) -> Block:
+        """Put other rows, as many, in the place of some; returns those that were there."""
+        out = self.take(places)
+        for name, column in fresh.columns.items():
+            if self.columns[name].dtype != column.dtype:  # no longer whole numbers only
+                self.columns[name] = self.columns[name].astype(self.dtypes[name])
+            self.columns[name][places] = column
+        self.rows[places] = fresh.rows
+        return out
+
     def minibatch(self, which: NDArray[Any] | slice = slice(None)) -> Minibatch:
         """Rows by place, as tensors of the types that they came in."""
         tensors = {
@@ -96,3 +106,68 @@ def compact(column: Array) -> Array:
     with np.errstate(invalid="ignore"):  # what does not fit shows in the comparison
         small = column.astype(np.uint8)
     return small if np.array_equal(small, column) else column
+
+
+class Store:
+    """Blocks put one behind the other, as long as they fit into so many bytes.
+
+    Memory is set aside at once and touched as it fills, so that nothing is ever there twice.
+    """
+
+    def __init__(self, limit: int, rows: int | None = None) -> None:
+        """Args: bytes; how many rows will come, where that is known."""
+        self._limit, self._expected, self.count = limit, rows, 0
+        self._columns: dict[str, Array] | None = None
+        self._dtypes: Mapping[str, np.dtype[Any]] = {}
+        self._rows = np.empty(0, np.int64)
+
+    def add(self, block: Block) -> bool:
+        """Whether there was room; a block that does not fit is left out."""
+        if self._columns is None:
+            self._dtypes = block.dtypes
+            self._make_room(block.columns)
+        assert self._columns is not None
+        for name, column in block.columns.items():
+            if column.dtype != self._columns[name].dtype:  # no longer whole numbers only
+                self._widen(name)
+        end = self.count + len(block)
+        if end > self.capacity:
+            return False
+        for name, column in block.columns.items():
+            self._columns[name][self.count : end] = column
+        self._rows[self.count : end] = block.rows
+        self.count = end
+        return True
+
+    @property
+    def capacity(self) -> int:
+        """How many rows fit."""
+        return len(self._rows)
+
+    def block(self) -> Block:
+        """All of them; no copy."""
+        assert self._columns is not None
+        columns = {name: column[: self.count] for name, column in self._columns.items()}
+        return Block(columns, self._dtypes, self._rows[: self.count])
+
+    def _widen(self, name: str) -> None:
+        assert self._columns is not None
+        narrow = self._columns[name]
+        if narrow.dtype != self._dtypes[name]:
+            self._columns[name] = np.empty(narrow.shape, self._dtypes[name])
+            self._columns[name][: self.count] = narrow[: self.count]
+            self._rows = self._rows[: self._fitting(self._columns)]
+
+    def _make_room(self, columns: Mapping[str, Array]) -> None:
+        room = self._fitting(columns)
+        self._columns = {
+            name: np.empty((room, *column.shape[1:]), column.dtype)
+            for name, column in columns.items()
+        }
+        self._rows = np.empty(room, np.int64)
+
+    def _fitting(self, columns: Mapping[str, Array]) -> int:
+        """Rows of these columns that fit."""
+        sizes = (int(np.prod(c.shape[1:])) * c.itemsize for c in columns.values())
+        room = int(self._limit // (sum(sizes) + self._rows.itemsize))
+        return room if self._expected is None else min(room, self._expected)

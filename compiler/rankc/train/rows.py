@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rankc.data import Source
 from rankc.errors import DataError
-from rankc.train.minibatches import Block, Minibatch, joined
+from rankc.train.minibatches import Block, Minibatch, Store, joined
 
 MEMORY_MB = 1024
 _HELD_OUT, _ORDER = 1, 2  # what numbers are drawn for
@@ -47,7 +47,7 @@ class Rows:
                 it: statistics of a batch are no good for a few rows.
             share: one row of every 1/share is held out, which one is drawn.
             seed: of the order and of what is held out.
-            memory_mb: for rows, in 2^20 bytes; the half of it for those held out.
+            memory_mb: for rows, in 2^20 bytes; a quarter of it is for those held out.
 
         Raises:
             DataError: rows that do not fit, fewer than a step takes, none to hold out.
@@ -55,8 +55,8 @@ class Rows:
         self._training, self._held_out = training, held_out
         self.batch_size, self._share, self._seed = batch_size, share, seed
         self._memory = (memory_mb or MEMORY_MB) << 20
-        self._kept = _Kept(self._memory)
-        self._looked_at = _Kept(self._memory // 2)
+        self._kept = _Kept(self._memory * 3 // 4, training.rows)
+        self._looked_at = _Kept(self._memory // 4, (held_out or training).rows)
         for block, chosen in self._read():
             if held_out is None:
                 self._looked_at.add(block.take(chosen))
@@ -84,8 +84,14 @@ class Rows:
         """The source, for messages."""
         return str(self._training.path)
 
+    @property
+    def where_held_out(self) -> str:
+        """The source of the rows held out."""
+        return str((self._held_out or self._training).path)
+
     def first(self) -> Minibatch:
         """A few rows, to try things on."""
+        assert self._kept.first is not None
         return self._kept.first.minibatch(slice(0, self.batch_size))
 
     def in_memory(self) -> Iterator[Minibatch]:
@@ -155,22 +161,20 @@ class Rows:
 
     def _shuffled(self, rng: np.random.Generator) -> Iterator[Block]:
         """Blocks of rows out of a buffer."""
-        buffer, waiting = None, list[Block]()
-        room = max(self._memory // self._kept.row_bytes, 2 * self.batch_size)
+        store, buffer = Store(self._memory * 3 // 4), None
         for block, chosen in self._read():
             fresh = block.take(~chosen)
-            if not len(fresh):
+            if not len(fresh) or (buffer is None and store.add(fresh)):
                 continue
-            if buffer is None:
-                waiting.append(fresh)
-                if sum(map(len, waiting)) >= room:
-                    buffer, waiting = joined(waiting), []
-                continue
+            buffer = store.block() if buffer is None else buffer
             places = rng.permutation(len(buffer))[: len(fresh)]
-            buffer, out = _swapped(buffer, places, fresh)
-            yield out
-        rest = joined(waiting) if buffer is None else buffer
-        yield rest.take(rng.permutation(len(rest)))
+            yield buffer.swap(places, fresh.take(np.arange(len(places))))
+            if len(places) < len(fresh):  # more than the whole buffer
+                yield fresh.take(np.arange(len(places), len(fresh)))
+        rest = rng.permutation(store.count)
+        buffer = store.block() if buffer is None else buffer
+        for at in range(0, len(rest), self.batch_size):
+            yield buffer.take(rest[at : at + self.batch_size])
 
     def _even(self, blocks: Iterator[Block]) -> Iterator[Block]:
         """The same rows in blocks of a step each; what remains is left out."""
@@ -223,39 +227,23 @@ def held_out_of(rows: NDArray[np.int64], share: float, seed: int) -> NDArray[np.
 class _Kept:
     """Rows as they come in: all of them as long as they fit, else the first block and a count."""
 
-    def __init__(self, memory: int) -> None:
-        self._memory, self._bytes = memory, 0
-        self._blocks: list[Block] | None = []
-        self._whole: Block | None = None
-        self._first: Block | None = None
+    def __init__(self, memory: int, rows: int | None) -> None:
+        self._store: Store | None = Store(memory, rows)
+        self.first: Block | None = None
         self.count = 0
 
     def add(self, block: Block) -> None:
         if not len(block):
             return
         self.count += len(block)
-        self._bytes += block.nbytes
-        self._first = block if self._first is None else self._first
-        if self._blocks is not None:
-            self._blocks.append(block)
-            if self._bytes > self._memory:
-                self._blocks = None
+        self.first = block if self.first is None else self.first
+        if self._store is not None and not self._store.add(block):
+            self._store = None
 
     @property
     def whole(self) -> Block | None:
         """All of them; None if they do not fit."""
-        if self._blocks and self._whole is None:
-            self._whole, self._blocks = joined(self._blocks), []
-        return self._whole
-
-    @property
-    def first(self) -> Block:
-        assert self._first is not None
-        return self._first
-
-    @property
-    def row_bytes(self) -> int:
-        return max(1, self._bytes // max(self.count, 1))
+        return None if self._store is None or not self.count else self._store.block()
 
 
 def _blocks(source: Source) -> Iterator[Block]:
@@ -263,15 +251,3 @@ def _blocks(source: Source) -> Iterator[Block]:
     for batch in source.batches():
         yield Block.of(batch, start)
         start += batch.rows
-
-
-def _swapped(buffer: Block, places: NDArray[np.int64], fresh: Block) -> tuple[Block, Block]:
-    """The buffer with some of its rows replaced, and those rows; what does not fit is appended."""
-    out = buffer.take(places)
-    part, over = fresh.take(np.arange(len(places))), np.arange(len(places), len(fresh))
-    for name, column in part.columns.items():
-        if buffer.columns[name].dtype != column.dtype:  # no longer whole numbers only
-            buffer.columns[name] = buffer.columns[name].astype(buffer.dtypes[name])
-        buffer.columns[name][places] = column
-    buffer.rows[places] = part.rows
-    return (joined([buffer, fresh.take(over)]) if len(over) else buffer), out
