@@ -60,12 +60,12 @@ EXCLUDED: Mapping[str, str] = {
 
 
 @functools.cache
-def tests() -> Mapping[str, Any]:
+def suite() -> Mapping[str, Any]:
     """All node tests by name, as `onnx.backend.test.case` has them: model, inputs, outputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs
-        suite = importlib.import_module("onnx.backend.test.case.node")
-        return {case.name: case for case in suite.collect_testcases(None)}
+        module = importlib.import_module("onnx.backend.test.case.node")
+        return {case.name: case for case in module.collect_testcases(None)}
 
 
 @functools.cache
@@ -75,7 +75,7 @@ def names() -> Mapping[str, tuple[str, ...]]:
     A test of a function as the nodes that it stands for, `..._expanded`, is one of the function's.
     """
     found: dict[str, list[str]] = collections.defaultdict(list)
-    for name, case in tests().items():
+    for name, case in suite().items():
         if all(_known(node) for node in _nodes(case.model.graph)):
             found[_operator(name)].append(name)
     return {operator: tuple(found[operator]) for operator in sorted(found)}
@@ -94,7 +94,7 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 def _operator(name: str) -> str:
-    base = tests()[name.partition("_expanded")[0]]
+    base = suite()[name.partition("_expanded")[0]]
     return str(base.model.graph.node[0].op_type)
 
 
@@ -106,7 +106,7 @@ def reason(name: str) -> str | None:
 @functools.cache
 def failure(name: str) -> str | None:
     """What went wrong in a test, or None."""
-    case = tests()[name]
+    case = suite()[name]
     try:
         net = Interpreter(ir.serde.deserialize_model(case.model))
         for inputs, outputs in case.data_sets:

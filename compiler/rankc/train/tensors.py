@@ -10,11 +10,7 @@ import torch
 
 from rankc.train.registry import Function, Op, Tensor
 
-_STORED = (
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)  # torch holds them, and adds, compares: nothing
+_STORED = (torch.uint16, torch.uint32, torch.uint64)  # torch holds them, and can do little more
 
 
 def whole(tensor: Tensor) -> list[int]:
