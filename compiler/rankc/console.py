@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,21 +26,49 @@ if TYPE_CHECKING:
     from rankc.validate.schema import Metrics
 
 _NAME_WIDTH = 11
+_BAR_WIDTH = 75  # of a bar with its name and numbers; a note goes behind it
 _PIPED_WIDTH = 200  # a file has no width: nothing is cut short there
 _SKIPS_SHOWN = 5
+TOLD_EVERY = 60.0  # seconds between two lines about a long stage, where there is no terminal
 
 
 class _Stage:
-    def __init__(self, bars: Bars | None, task: TaskID | None) -> None:
-        self._bars, self._task = bars, task
+    """A bar on a terminal; elsewhere, and only where it takes long, a line a minute."""
+
+    def __init__(
+        self,
+        bars: Bars | None = None,
+        task: TaskID | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self._bars, self._task, self._say = bars, task, say
+        self._first: tuple[float, int] | None = None  # when, and what was done by then
+        self._told = time.monotonic()
         self.text = ""
 
     def advance(self, done: int, total: int | None = None) -> None:
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total)
+            return
+        now = time.monotonic()
+        self._first = self._first or (now, done)
+        if self._say is not None and total and now - self._told >= TOLD_EVERY:
+            self._told = now
+            left = _left(now - self._first[0], done - self._first[1], total - done)
+            self._say(f"{100 * done // total:>3} %{left}{self.text and '   ' + self.text}")
 
     def note(self, text: str) -> None:
         self.text = text
+        if self._bars is not None and self._task is not None:
+            room = max(0, self._bars.console.width - _BAR_WIDTH)
+            self._bars.update(self._task, note=text[:room])
+
+
+def _left(seconds: float, done: int, remaining: int) -> str:
+    """How long it will take still, at the pace so far."""
+    if not done:
+        return ""
+    return f", {timedelta(seconds=round(seconds * remaining / done))!s} left"
 
 
 class Console:
@@ -72,17 +101,21 @@ class Console:
 
     @contextmanager
     def _bar(self, name: str) -> Iterator[_Stage]:
-        if self._quiet or not self._rich.is_terminal:
-            yield _Stage(None, None)
+        if self._quiet:
+            yield _Stage()
+            return
+        if not self._rich.is_terminal:
+            yield _Stage(say=lambda text: self.say(f"  {name:<{_NAME_WIDTH}} {text}"))
             return
         columns = (
             TextColumn(f"  {name:<{_NAME_WIDTH}}"),
             BarColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Bars(*columns, console=self._rich, transient=True) as bars:
-            yield _Stage(bars, bars.add_task(name, total=None))
+            yield _Stage(bars, bars.add_task(name, total=None, note=""))
 
     def _stage_line(self, name: str, text: Text, started: float) -> None:
         seconds = f"{time.monotonic() - started:.1f} s"

@@ -246,6 +246,26 @@ def test_a_stage_is_one_plain_line_when_piped() -> None:
     assert re.fullmatch(line, drawn(terminal=False))
 
 
+def test_a_long_stage_tells_a_line_a_minute_when_piped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a step every 25 seconds; a training that goes on from step 10 tells its own pace."""
+    now = [0.0]
+    monkeypatch.setattr("rankc.console.time.monotonic", lambda: now[0])
+    file = io.StringIO()
+    console = Console(console=rich.console.Console(file=file, width=100, highlight=False))
+    with console.stage("recover") as stage:
+        for done in range(10, 20):
+            now[0] += 25
+            stage.advance(done, 40)
+            stage.note(f"epoch {done}")
+        stage.note("done")
+    assert file.getvalue().splitlines() == [
+        "  recover      30 %, 0:11:40 left   epoch 11",
+        "  recover      37 %, 0:10:25 left   epoch 14",
+        "  recover      45 %, 0:09:10 left   epoch 17",
+        "  recover      250.0 s   done",
+    ]
+
+
 def test_a_stage_that_fails_says_so() -> None:
     assert re.fullmatch(r"  calibrate +0\.0 s   stopped\n", drawn(terminal=False, fail=True))
 
