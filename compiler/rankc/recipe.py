@@ -216,6 +216,16 @@ class Refit:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Family:
+    """What `rankc family` makes: a bundle for every share, of one preparation."""
+
+    keep_ratios: Annotated[tuple[Annotated[float, Gt(0), Le(1)], ...], MinLen(1)]  # of the original
+    # what the shares are of, in the place of the budget of that unit: that of the first budget, or
+    # bytes. Budgets of other units hold as they are
+    unit: Unit | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Search:
     """Find the smallest plan that keeps every gate, by bisection over the budget."""
 
@@ -354,6 +364,7 @@ class Recipe:
     train: Training | None = None  # `{}` for the defaults; for passes that learn, and needed there
     recover: Recovery | None = None  # `{}` for the defaults; left out, nothing is trained again
     search: Search | None = None  # `{}` for the defaults; left out, the budget is what counts
+    family: Family | None = None  # for `rankc family`; a compile takes no notice of it
     gates: tuple[Gate, ...] = ()  # the exit code tells whether they hold
     latency: Latency = Latency()
     lower: tuple[Target, ...] = (Target("onnxruntime"),)

@@ -57,7 +57,7 @@ LITERALS: dict[str, dict[str, tuple[str, ...]]] = {
     "lowrank": {"method": ("whitened", "svd")},
     "conv": {"method": ("svd",)},
     "embedding": {"method": ("svd",)},
-    "maestro": {"scheme": ("spatial",)},
+    "maestro": {"scheme": ("channel",)},
     "trp": {"scheme": ("channel", "decoupled")},
 }
 

@@ -29,7 +29,8 @@ from sources import Rows
 Array = NDArray[Any]
 LEARNT = 3  # the rank of everything that was "trained" here
 SMALL = {"min_size": 64, "round_to": 1, "positions": 1000}
-CHANNEL, SPATIAL = Maestro(**SMALL), Maestro(**SMALL, scheme="spatial")  # type: ignore[arg-type]
+CHANNEL: Maestro = Maestro(**SMALL, scheme="channel")  # type: ignore[arg-type]
+SPATIAL: Maestro = Maestro(**SMALL, scheme="spatial")  # type: ignore[arg-type]
 
 
 def net() -> ir.Model:
@@ -137,7 +138,7 @@ def test_any_convolution_of_one_group_is_kept_at_full_rank(seed: int) -> None:
     x = rng.normal(size=(3, *shape)).astype(np.float32)
     want = answers(model, x)
     for pass_ in (
-        Maestro(min_size=1, round_to=1),
+        Maestro(min_size=1, round_to=1, scheme="channel"),
         Maestro(min_size=1, round_to=1, scheme="spatial"),
     ):
         for entry in pass_.match(model):

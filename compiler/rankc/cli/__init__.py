@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from rankc.cli import bisect, compile, explain, look, proof, reference
+from rankc.cli import bisect, compile, explain, family, look, proof, reference
 from rankc.cli.failures import failed
 from rankc.errors import RecipeError
 
@@ -50,6 +50,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    for verb in (compile, proof, explain, bisect, look, reference):
+    for verb in (compile, family, proof, explain, bisect, look, reference):
         verb.add(verbs)
     return parser

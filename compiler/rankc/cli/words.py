@@ -109,8 +109,9 @@ def command_line(verb: str, path: Path, options: argparse.Namespace) -> str:
     words = ["rankc", verb, str(path)]
     for override in options.overrides:
         words += ["--set", override]
-    if getattr(options, "out", None):
-        words += ["--out", str(options.out)]
+    for name in ("keep", "unit", "out"):
+        if getattr(options, name, None):
+            words += [f"--{name}", str(getattr(options, name))]
     words += [
         f"--{key.replace('_', '-')}" for key in ("tar", "dry_run") if getattr(options, key, False)
     ]

@@ -65,7 +65,7 @@ class Maestro:
     name: ClassVar[str] = "maestro"
     targets: tuple[str, ...] = ("*",)  # names of layers: globs, or re: patterns
     ignore: tuple[str, ...] = ()  # layers to leave alone, the same way
-    scheme: Scheme = "channel"  # how convolutions split; where one axis has all taps, as channel
+    scheme: Scheme = "spatial"  # how convolutions split; where one axis has all taps, as channel
     rank: Annotated[int, Ge(1)] | None = None  # one for all; by default what the budget allows
     sampled: Annotated[int, Ge(0)] = 1  # layers that run at a drawn rank in a step of training
     # weight of the hierarchical group lasso that makes ranks fall while training: 0 keeps them all,

@@ -23,6 +23,11 @@ _COST_NAMES = {
 }
 
 
+def charts(front: Sequence[Point], metrics: Metrics) -> list[Scatter]:
+    """What plans are worth over what they cost, a chart for each accuracy that a gate names."""
+    return [_chart(worth, front, metrics) for worth in _worths(front, metrics)]
+
+
 def search(metrics: Metrics) -> dict[str, Any] | None:
     """Charts and a table of the plans; None if nothing was searched."""
     front = metrics.get("front")
@@ -31,7 +36,7 @@ def search(metrics: Metrics) -> dict[str, Any] | None:
     names = sorted({name for point in front for name in point["values"]})
     chosen = next((point for point in front if point["chosen"]), None)
     return {
-        "charts": [_chart(worth, front, metrics) for worth in _worths(front, metrics)],
+        "charts": charts(front, metrics),
         "head": ["budget", *names, "predicted loss", "gates", "state"],
         "rows": [_point(point, names, known_to(metrics)) for point in front],
         "chosen": _chosen(chosen),

@@ -97,6 +97,11 @@ def warnings(metrics: Metrics) -> list[str]:
     return [g["message"] for g in gates if g["passed"] and g["verdict"] == "undecided"]
 
 
+def row_of(name: str, metrics: Metrics) -> Row:
+    """That of one metric which was measured."""
+    return _metric(name, metrics["metrics"][name], metrics)
+
+
 def _metric(name: str, pair: Measured, metrics: Metrics) -> Row:
     cells = _cells(name, pair, metrics)
     brief = _brief(name, pair) or cells[2]
