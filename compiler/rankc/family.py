@@ -67,7 +67,7 @@ class Member:
             "exit_code": int(self.exit_code),
             "failed": self.summary,
             "metrics": {
-                name: [pair["original"], pair["compressed"]]
+                name: [float(pair["original"]), float(pair["compressed"])]
                 for name, pair in measured.items()
                 if name != "peak_memory_bytes"  # differs from run to run
             },
