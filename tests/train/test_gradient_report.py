@@ -67,6 +67,7 @@ def test_a_weight_that_only_decides_is_blocked_where_it_decides() -> None:
     report = require_trainable(net, X)
     assert report.trained == ("W",)
     assert report.blocked == (Blocked("v", "open", "Greater", "puts out bool"),)
+    assert all(p.requires_grad for p in net.parameters())
 
 
 def test_the_node_that_is_named_is_the_first_of_several() -> None:

@@ -218,12 +218,12 @@ class _Running:
     squares: Tensor | float = 0.0  # of the distances to the mean
 
     def add(self, tensor: Tensor) -> None:
-        rows = tensor.detach().to(torch.float64).transpose(0, 1).flatten(1)
-        more, mean = rows.shape[1], rows.mean(1)
-        squares = (rows - mean[:, None]).square().sum(1)
+        along = [axis for axis in range(tensor.dim()) if axis != 1]
+        more = tensor.numel() // tensor.shape[1]
+        var, mean = torch.var_mean(tensor.to(torch.float64), along, correction=0)
         whole = self.count + more
         step = mean - self.mean
-        self.squares = self.squares + squares + step * step * (self.count * more / whole)
+        self.squares = self.squares + var * more + step * step * (self.count * more / whole)
         self.mean = self.mean + step * (more / whole)
         self.count = whole
 

@@ -51,8 +51,7 @@ def _apart(model: ir.Model, name: str, nodes: Collection[str] | None) -> list[st
     readers = [node for node in model.graph if any(v is value for v in reads(node))]
     direct = [node for node in readers if any(v is value for v in node.inputs)]
     meant = [node for node in direct if nodes is None or str(node.name) in nodes]
-    inner = any(node.graph is not model.graph for node in value.consumers())
-    if len(meant) == len(readers) and not inner and not value.is_graph_output():
+    if len(meant) == len(readers) and not value.is_graph_output():
         meant = meant[1:]
     made = []
     for node in meant:
