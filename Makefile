@@ -15,6 +15,8 @@ else
 BIN := $(VENV)/bin
 endif
 
+TRAINS := $(shell grep -lsE '^(train|recover):' "$(RECIPE)" "recipes/$(RECIPE).yaml")
+
 PIP   := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 STAMP := $(VENV)/.stamps
 
@@ -23,7 +25,7 @@ STAMP := $(VENV)/.stamps
 
 setup: $(STAMP)/dev
 
-compile: $(STAMP)/compile
+compile: $(STAMP)/compile $(if $(TRAINS),$(STAMP)/train)
 	@$(BIN)/rankc compile $(RECIPE) $(ARGS)
 
 test: check unit
@@ -85,12 +87,18 @@ $(STAMP)/compile: pyproject.toml | $(STAMP)/venv
 $(STAMP)/dev: pyproject.toml | $(STAMP)/venv
 	@echo "set-up: installing the compiler and the tools for checks and tests"
 	@$(PIP) install --editable ".[dev]"
-	@touch $@ $(STAMP)/compile
+	@touch $@ $(STAMP)/compile $(STAMP)/train
+
+# The version of PyTorch that the tests run with; any from 2.4 on will do.
+$(STAMP)/train: pyproject.toml | $(STAMP)/compile
+	@echo "set-up: installing what training takes (PyTorch, about 1 GB)"
+	@$(PIP) install --editable ".[compiler,cpu,rtx,train]" torch==2.13.0
+	@touch $@
 
 $(STAMP)/models: pyproject.toml | $(STAMP)/venv
-	@echo "set-up: installing what training takes (PyTorch, about 1 GB)"
-	@$(PIP) install --editable ".[models,rtx]"
-	@touch $@ $(STAMP)/compile
+	@echo "set-up: installing what building models takes (PyTorch, about 1 GB)"
+	@$(PIP) install --editable ".[models,rtx]" torch==2.13.0
+	@touch $@ $(STAMP)/compile $(STAMP)/train
 
 # Without dependencies: all that they name is torch, which is there already.
 $(STAMP)/efficientnet: $(STAMP)/models

@@ -175,6 +175,25 @@ def proof(**more: Any) -> Metrics:
     )
 
 
+def lesson(stage: str = "recover", **more: Any) -> dict[str, Any]:
+    """A training of metrics.json."""
+    return {
+        "stage": stage,
+        "epochs": 2.0,
+        "steps": 80,
+        "seconds": 12.5,
+        "stopped": "all steps made",
+        "looks": [
+            {"epoch": 0.0, "loss": 0.5, "metrics": {}},
+            {"epoch": 1.0, "loss": 0.3, "metrics": {"auc": 0.8}},
+            {"epoch": 2.0, "loss": 0.35, "metrics": {"auc": 0.79}},
+        ],
+        "best": 1.0,
+        "kept": True,
+        "why": "on 900 rows held out the loss fell by 0.2 ± 0.01",
+    } | more
+
+
 def everything() -> dict[str, Any]:
     """What may come after a search on two targets, as arguments of `report_html`."""
     ends = (-3e-4, 1e-4)
@@ -186,6 +205,7 @@ def everything() -> dict[str, Any]:
             layer_times=[
                 {"layer": "mlp.0", "original_ms": 2.0, "compressed_ms": 0.5, "nodes": (1, 2)}
             ],
+            training=[lesson("train", ranks={"mlp.0": [(0, 6), (20, 4), (60, 3)]}), lesson()],
             front=[
                 point(900_000, 0.812, False),
                 point(1_300_000, 0.8155, True, chosen=True),

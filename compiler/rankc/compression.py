@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,41 +14,28 @@ from threadpoolctl import threadpool_limits
 from rankc.budgets import resolved_budgets, weight_of
 from rankc.calibrate import Calibration, calibrate, require_enough
 from rankc.cleanup import clean
-from rankc.data import InRange, Source, refused_rows
+from rankc.data import InRange, refused_rows
 from rankc.errors import ModelError
 from rankc.graph import matches
-from rankc.intake import Intake, ask_original, stamp
+from rankc.intake import ask_original, stamp
+from rankc.job import Job, id_ranges
 from rankc.kl_curves import measured
 from rankc.layer_facts import Layer, layers_of
-from rankc.passbase import ExactPass, Pass
-from rankc.passes.gather_fusion import ID_RANGES
+from rankc.learning import learn, recover
 from rankc.pays import Memo
 from rankc.planning import Amounts, Plan
 from rankc.progress import Progress
-from rankc.recipe import Budget, Recipe, Unit
+from rankc.recipe import Budget, Unit
 from rankc.reverting import Timed, revert
 from rankc.rewriting import Draft, Sites, apply, finish, fit, solve
 from rankc.sensitivity import measure
 from rankc.sequential import Refitting, refit
 from rankc.serialize import save
-from rankc.timing import Origin, described, elsewhere, with_times
+from rankc.timing import described, elsewhere, with_times
+from rankc.validate.schema import Lesson
 from rankrt.session import Array, open_model
 
 EXACT = 1e-3  # of the largest output: far above rounding, far below what a wrong rewrite does
-ANY_ID = 2**63 - 1  # of a column that no stacked table reads: ONNX Runtime checks it by itself
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Job:
-    """A recipe with everything that it names opened and checked."""
-
-    recipe: Recipe
-    taken: Intake
-    calibration: Source
-    validation: Source | None
-    times: Origin | None
-    exact: tuple[ExactPass, ...]
-    passes: tuple[Pass, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,6 +46,7 @@ class Compressed:
     model: ir.Model
     timed: Sequence[Timed]  # rewrites that were timed; empty where the recipe wants none
     layers: Sequence[Layer]  # of every site what it could have become, and what it became
+    lessons: Sequence[Lesson] = ()  # what came of training; empty where the recipe trains nothing
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +59,7 @@ class Prepared:
     known: Calibration
     draft: Draft
     timed: Memo  # rewrites that were timed: equal ones are not timed again
+    lessons: Sequence[Lesson] = ()
 
 
 def compress(job: Job, tell: Progress) -> Compressed:
@@ -86,11 +74,12 @@ def prepare(job: Job, tell: Progress) -> Prepared:
     on the machine; and on a busy one, threads that wait for each other are many times slower.
     """
     with threadpool_limits(limits=1, user_api="blas"):
-        model, sites, known = study(job, tell)
-        draft = _draft(job, model, sites, known)
+        learnt = learn(job, _clean(job, tell), tell)
+        sites, known = _calibrated(job, learnt.model, tell)
+        draft = _draft(job, learnt.model, sites, known)
         if job.recipe.planning.sensitivity == "kl":
             draft = _measured(job, draft, tell)
-    return Prepared(job, model, sites, known, draft, {})
+    return Prepared(job, learnt.model, sites, known, draft, {}, learnt.told)
 
 
 def choose(
@@ -115,14 +104,20 @@ def choose(
         if job.recipe.refit is not None and plan.choices:
             known = prepared.model, prepared.sites, prepared.known
             finished = finish(refitted(job, *known, plan, tell), job.exact)
-        return Compressed(plan, finished, timed, layers_of(prepared.draft, plan))
+        learnt = recover(job, finished, plan, tell)
+        lessons = (*prepared.lessons, *learnt.told)
+        return Compressed(plan, learnt.model, timed, layers_of(prepared.draft, plan), lessons)
 
 
 def study(job: Job, tell: Progress) -> tuple[ir.Model, Sites, Calibration]:
     """The model cleaned up, where passes can act on it, and what calibration found there."""
-    model = _clean(job, tell)
+    model = learn(job, _clean(job, tell), tell).model
+    return model, *_calibrated(job, model, tell)
+
+
+def _calibrated(job: Job, model: ir.Model, tell: Progress) -> tuple[Sites, Calibration]:
     sites = Sites.of(model, job.passes)
-    return model, sites, _calibrate(job, model, sites, tell)
+    return sites, _calibrate(job, model, sites, tell)
 
 
 def _draft(job: Job, model: ir.Model, sites: Sites, known: Calibration) -> Draft:
@@ -261,21 +256,3 @@ def _measured(job: Job, draft: Draft, tell: Progress) -> Draft:
         )  # fmt: skip
         stage.note(f"{len(offers)} sites, each rewritten alone")
     return dataclasses.replace(draft, offers=offers)
-
-
-def id_ranges(model: ir.Model) -> dict[str, tuple[int, ...]]:
-    """What `gather_fusion` noted: the largest valid id of each column of an input."""
-    noted = json.loads(model.metadata_props.get(ID_RANGES, "{}"))
-    return {
-        name: tuple(ANY_ID if one is None else one for one in most) for name, most in noted.items()
-    }
-
-
-def in_range(job: Job, model: ir.Model) -> Job:
-    """The job with rows that are checked for ids which the finished model will refuse."""
-    most = id_ranges(model)
-    return dataclasses.replace(
-        job,
-        calibration=InRange(job.calibration, most),
-        validation=None if job.validation is None else InRange(job.validation, most),
-    )

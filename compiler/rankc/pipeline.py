@@ -5,19 +5,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from rankc.compression import Compressed, Job, compress, id_ranges, in_range
+from rankc.compression import Compressed, compress
 from rankc.data import Source, open_source
 from rankc.errors import Exit, RecipeError
 from rankc.fp16_split import add_split
 from rankc.graph import has_fixed_batch
 from rankc.intake import load, open_original
+from rankc.job import Job, Learning, id_ranges, in_range
 from rankc.layer_facts import layers_json
+from rankc.learning import training_folder
 from rankc.lowering import EngineResult, lower
 from rankc.lowering.result import tolerance
 from rankc.packing import staging, write_golden, write_manifest
@@ -99,11 +102,12 @@ def compile_recipe(
         return Result(Exit.OK, "", None, plan, out, time.monotonic() - started)
     own = open_metrics(recipe, trust_code=trust_code)
     with staging(out) as folder:
-        job = take_in(recipe, tell, trust_code)
+        job = take_in(recipe, tell, trust_code, training_folder(out))
         state = State(state_path(out), "")
         job, found, tried = _find(job, own, state, tell)
         metrics, code, summary = write_bundle(job, own, found, folder, tell, tried)
     state.forget()
+    shutil.rmtree(training_folder(out), ignore_errors=True)
     return Result(code, summary, metrics, found.plan, out, time.monotonic() - started)
 
 
@@ -133,6 +137,8 @@ def write_bundle(
     engines = _lower(job, path, folder, tell)
     metrics = _validate(job, own, path, engines, found.timed, tell)
     metrics.update(added or cast(Metrics, {}))
+    if found.lessons:
+        metrics["training"] = list(found.lessons)
     _pack(job, found, engines, metrics, folder)
     return metrics, *_verdict(metrics, engines)
 
@@ -146,25 +152,38 @@ def plan_recipe(
     return compress(take_in(recipe, tell, trust_code), tell).plan
 
 
-def take_in(recipe: Recipe, tell: Progress, trust_code: bool) -> Job:
-    """Open and check everything that a recipe names."""
+def take_in(recipe: Recipe, tell: Progress, trust_code: bool, training: Path | None = None) -> Job:
+    """Open and check everything that a recipe names.
+
+    Args:
+        recipe: what to compile.
+        tell: where the stage is announced.
+        trust_code: whether Python code that the recipe names may run.
+        training: where checkpoints lie; build/<recipe>.training by default.
+    """
     check_gates_possible(recipe)
     with tell.stage("intake") as stage:
         taken = load(recipe.folder / recipe.model)
         original = open_original(taken)
         inputs = original.inputs
         check_gates_fit(recipe, original.outputs)
-        calibration, validation = (
+        data = recipe.data
+        calibration, validation, rows, held_out = (
             None
             if spec is None
             else open_source(spec, recipe.folder, inputs, trust_code=trust_code)
-            for spec in (recipe.data.calibration, recipe.data.validation)
+            for spec in (data.calibration, data.validation, data.training, data.holdout)
         )
         times = open_times(recipe.timing, recipe.folder)
         opset = taken.model.opset_imports.get("", 0)
         stage.note(f"opset {opset}, {taken.size_bytes / 1e6:.2f} MB, sha256 {taken.sha256[:8]}…")
     assert calibration is not None
     job = Job(recipe, taken, calibration, validation, times, *split(build_passes(recipe)))
+    if rows is not None and data.training is not None:
+        folder = training or training_folder(Path("build") / recipe.name)
+        job = dataclasses.replace(
+            job, learning=Learning(rows, held_out, data.training.batch_size, folder)
+        )
     if baseline := _baseline(job):
         baseline.check(recipe.gates, target_name("onnxruntime", processor()))
     if times is None and "ms" in _limited(recipe):
@@ -334,6 +353,10 @@ def locked(recipe: Recipe, job: Job) -> dict[str, Any]:
         digests["timing"] = hashlib.sha256((recipe.folder / named).read_bytes()).hexdigest()
     if job.validation is not None:
         digests["validation"] = job.validation.digest()
+    if job.learning is not None:
+        digests["training"] = job.learning.rows.digest()
+        if job.learning.held_out is not None:
+            digests["holdout"] = job.learning.held_out.digest()
     for name, metric in recipe.metrics.items():
         code = recipe.folder / metric.code.rpartition(":")[0]
         digests[f"metrics.{name}"] = hashlib.sha256(code.read_bytes()).hexdigest()

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rankc.budgets import original_of
-from rankc.compression import Compressed, Job, Prepared, choose, in_range, prepare
+from rankc.compression import Compressed, Prepared, choose, prepare
 from rankc.data import EveryOther, Source
 from rankc.errors import RecipeError
 from rankc.graph import has_fixed_batch
+from rankc.job import Job, in_range
 from rankc.planning import BudgetError, Plan
 from rankc.progress import Progress, SilentProgress, Stage
 from rankc.recipe import Budget, Recipe, Search, Unit

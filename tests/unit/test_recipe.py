@@ -183,6 +183,13 @@ MISTAKES = {
     "a list for a mapping": ("{path: rows.npz}", "[1]", 4, "data.calibration: expected a mapping of options", "got a list"),
     "a name that is no folder": ("name: tiny", "name: ../x", None, "name must be usable as a folder name", ""),
     "a key given twice": ("model:", "name: b\nmodel:", 2, "name: given twice (first in line 1)", ""),
+    "nothing to train on": ("gates:", "recover: {}\ngates:", 13, "recover: there are no rows to train on", "add data.training"),
+    "training without a pass that learns": ("gates:", "train: {}\ngates:", 13, "train: no pass of this recipe learns", "add one of trp, maestro"),
+    "labels to learn from without labels": ("gates:", "recover: {objective: {label: 1}}\ngates:", None, "recover: there are no rows", ""),
+    "nothing to minimise": ("gates:", "recover: {objective: {distill: 0}}\ngates:", 13, "objective: nothing is minimised", ""),
+    "a schedule that is none": ("gates:", "recover: {schedule: cosin}\ngates:", 13, "recover.schedule: unknown value", "did you mean 'cosine'?"),
+    "rows to train on for nothing": ("  validation:", "  training: {path: a.npz}\n  validation:", 5, "data.training: nothing is trained", "add `recover: {}`"),
+    "gate rows held out": ("  validation:", "  holdout: {path: rows.npz}\n  validation:", 5, "data.holdout: these rows decide the gates", "name others"),
     "not YAML": ("model: model.onnx", "model: [1", 3, "not valid YAML", ""),
     "a Python object": ("model.onnx", "!!python/object/apply:os.getcwd []", 2, "model: the YAML tag", "python"),
 }  # fmt: skip

@@ -107,6 +107,7 @@ def test_everything_that_is_known_is_told() -> None:
     root = tree(**everything())
     for name, told in {
         "change": "auc 0.81596 0.81593 0.00003 (0.00021 to +0.00018) drop ≤ 0.001 pass",
+        "training": "Training before the plan 2 epochs, 80 steps, 12 s; ended by: all steps made.",
         "search": "The search tried 3 plans. Chosen: a budget of 1,300,000 bytes",
         "layers": "mlp.0lowrank 2 of 6 5.00 % 0.40 0.38 0.42; b1 0.40 112 B of 192 B rank 2 of 6",
         "times": "mlp.0 2.00 ms 1 node 500 µs 2 nodes",
@@ -156,7 +157,7 @@ def test_layers_with_the_greatest_loss_come_first_and_dense_ones_last() -> None:
 def test_every_picture_says_in_words_what_it_shows() -> None:
     root = tree(**everything())
     pictures = list(root.iter("svg"))
-    assert len(pictures) == 5  # a gate, the front, two spectra, a split
+    assert len(pictures) == 7  # a gate, the front, two trainings, two spectra, a split
     for picture in pictures:
         assert picture.attrib["role"] == "img"
         title, told = picture.find("title"), picture.find("desc")
@@ -166,9 +167,10 @@ def test_every_picture_says_in_words_what_it_shows() -> None:
     texts = [words(picture.find("desc")) for picture in pictures]
     assert "interval from -0.0001 to 0.0002; the gate: drop ≤ 0.001" in texts[0]
     assert "2 pass every gate. The chosen one has 0.8155." in texts[1]
-    assert "Rank 2 of 6 was chosen: 5.00 % of the output's variance is lost." in texts[2]
-    assert "Left dense." in texts[3]
-    assert bare(texts[4]).startswith(bare("floor 0.00010 (0.00030 to +0.00010); compression"))
+    assert "the weights of epoch 1 were taken." in texts[2]
+    assert "Rank 2 of 6 was chosen: 5.00 % of the output's variance is lost." in texts[4]
+    assert "Left dense." in texts[5]
+    assert bare(texts[6]).startswith(bare("floor 0.00010 (0.00030 to +0.00010); compression"))
 
 
 def test_a_rank_of_another_form_stands_where_as_much_is_kept() -> None:

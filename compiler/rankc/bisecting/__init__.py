@@ -25,9 +25,9 @@ from rankc.bisecting.halves import of_factors, of_rounding
 from rankc.bisecting.measuring import ROWS, Bench, Seen, measure_of
 from rankc.bisecting.rebuilding import Rebuilt
 from rankc.bisecting.searching import Culprit, Harm, culprits
-from rankc.compression import Job
 from rankc.errors import RecipeError
 from rankc.intake import open_original
+from rankc.job import Job
 from rankc.lowering.half import HalfModel
 from rankc.lowering.precision import Golden
 from rankc.pipeline import golden_inputs, take_in

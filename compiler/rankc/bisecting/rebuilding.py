@@ -13,10 +13,11 @@ import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from rankc.calibrate import Calibration
-from rankc.compression import Job, refitted, study
+from rankc.compression import refitted, study
 from rankc.data import Array, Source
 from rankc.errors import RecipeError
 from rankc.graph import value_named, values
+from rankc.job import Job
 from rankc.passbase import Pass, Site
 from rankc.planning import Choice, Plan
 from rankc.progress import Progress, SilentProgress

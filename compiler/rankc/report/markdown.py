@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankc.reasons import measured
-from rankc.report import text
+from rankc.report import text, training
 from rankc.report.rows import Row, failures, table_rows, warnings
 from rankc.report.search import search_section
 from rankc.validate.schema import Backend, GateRow, LayerTime, Metrics, Split, TimedLayer
@@ -34,6 +34,7 @@ def report_markdown(metrics: Metrics, plan: Plan | None = None) -> str:
         parts += ["## Gates", _gates(metrics["gates"])]
     parts += ["## Before and after", _before_after(metrics)]
     parts += search_section(metrics)
+    parts += training.section(metrics)
     if plan is not None:
         parts += ["## Sites", _sites(plan), "## Skipped", _skipped(plan)]
     if splits := metrics.get("split"):

@@ -21,6 +21,7 @@ from rankc.report.layer_rows import (
 from rankc.report.markdown import how_measured, plan_summary, state_of
 from rankc.report.page import printable, render
 from rankc.report.rows import Row, table_rows
+from rankc.report.training import lessons
 from rankc.validate.schema import GateRow, Metrics
 
 Lock = Mapping[str, Any]  # the content of recipe.lock.json
@@ -59,6 +60,7 @@ def report_html(
         gate_figures=[gate_figure(gate, metrics) for gate in gates],
         rows=[_row(row) for row in table_rows(metrics)],
         search=search(metrics),
+        training=lessons(metrics),
         splits=splits(metrics),
         summary="" if plan is None else plan_summary(plan),
         figures=_parted(figures(found), FIGURES),

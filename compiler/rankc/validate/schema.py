@@ -138,6 +138,31 @@ class GateRow(TypedDict):
 
 
 @with_config(_STRICT)
+class Look(TypedDict):
+    """What the rows held out said at one moment of a training."""
+
+    epoch: float
+    loss: float  # the objective, a row
+    metrics: dict[str, float]  # of the task, where the rows have labels
+
+
+@with_config(_STRICT)
+class Lesson(TypedDict):
+    """One training: before the plan, or of the compressed model."""
+
+    stage: Literal["train", "recover"]
+    epochs: float  # that were trained
+    steps: int
+    seconds: float
+    stopped: str  # why it ended
+    looks: list[Look]  # the first one before any step
+    best: float  # epoch of the weights that were taken
+    kept: bool  # whether the trained weights go on; without a guard they do
+    why: str  # a sentence on that
+    ranks: NotRequired[dict[str, list[tuple[int, int]]]]  # of layers: from which step on which rank
+
+
+@with_config(_STRICT)
 class Split(TypedDict):
     """Where a metric's change comes from, one precision of one target; all from the original.
 
@@ -215,6 +240,7 @@ class Metrics(TypedDict):
     ratios: Ratios
     latency: dict[str, LatencyRow]  # by batch size
     latency_how: LatencyHow
+    training: NotRequired[list[Lesson]]  # in the order in which they took place
     split: NotRequired[dict[str, dict[str, Split]]]  # by target, by metric
     startup: NotRequired[dict[Literal["original", "compressed"], Startup]]
     layer_times: NotRequired[list[LayerTime]]  # at one batch size, the largest that was timed

@@ -1,0 +1,248 @@
+"""A model in, a trained model out: the two trainings of the pipeline."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from rankc.data import Source
+from rankc.passbase import Pass
+from rankc.progress import Stage
+from rankc.recipe_training import Recovery, Training
+from rankc.train.batch_norm import fold_batch_norms, insert_batch_norms
+from rankc.train.history import History
+from rankc.train.interpreter import Interpreter
+from rankc.train.loop import held_out_losses, train
+from rankc.train.methods import Method, methods_of
+from rankc.train.recovery import Recovering, frozen_but, prepared
+from rankc.train.rows import Rows
+from rankc.train.teacher import Teacher
+from rankc.validate.schema import Lesson
+
+Losses = NDArray[np.float64]
+
+STATISTICS_ROWS = 1024  # that the first statistics of a new BatchNormalization are taken on
+# What lies between an input and the first weight of a net where pixels or columns are normalised.
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Clip", "Reshape", "Transpose")
+
+
+def train_model(
+    model: ir.Model,
+    original: ir.Model,
+    passes: Sequence[Pass],
+    settings: Training,
+    training: Source,
+    held_out: Source | None,
+    *,
+    batch_size: int,
+    seed: int,
+    stage: Stage,
+    checkpoint: Path,
+) -> tuple[ir.Model, Lesson]:
+    """Train a model with the passes that learn, before they rewrite it.
+
+    Args:
+        model: after clean-up; left as it is.
+        original: the teacher.
+        passes: of the recipe; those that learn take part, each at its sites.
+        settings: the recipe's `train`.
+        training: rows to train on.
+        held_out: rows that decide when to stop; None: a share of `training`.
+        batch_size: rows of a step.
+        seed: of all that is drawn.
+        stage: told the steps.
+        checkpoint: file to write, and to go on from where it is of this training.
+
+    Returns:
+        The model with trained weights, what the passes learnt attached, and what is told of it.
+
+    Raises:
+        DataError, ModelError, RecipeError, MachineError: see `rankc.train.loop.train`.
+    """
+    student = model.clone()
+    methods = methods_of(student, passes)
+    rows = _rows(training, held_out, settings, batch_size, seed)
+    _put_batch_norms(student, settings, rows)
+    net = _net(student, settings, rows, ())
+    history = train(
+        net, rows, settings, seed=seed, teacher=Teacher(original),
+        hooks=[method.hook for method in methods], stage=stage, checkpoint=_made(checkpoint),
+        resume=True,
+    )  # fmt: skip
+    trained = _finished(net)
+    for method in methods:
+        method.attach(trained)
+    why = f"the held-out loss went from {_loss(history, 0)} to {_loss(history, history.best)}"
+    return trained, _lesson("train", history, True, why, _ranks(methods))
+
+
+def recover_model(
+    model: ir.Model,
+    original: ir.Model,
+    settings: Recovery,
+    training: Source,
+    held_out: Source | None,
+    *,
+    batch_size: int,
+    seed: int,
+    stage: Stage,
+    checkpoint: Path,
+) -> tuple[ir.Model, Lesson]:
+    """Train a compressed model; it is kept where the rows held out say that it helps.
+
+    The guard: the objective of every row held out is taken before and after. The trained weights
+    are kept if it falls by more than `settings.margin` standard errors of its mean fall.
+
+    Args:
+        model: finished; left as it is.
+        original: the teacher.
+        settings: the recipe's `recover`.
+        training: rows to train on.
+        held_out: rows that decide when to stop and what is kept; None: a share of `training`.
+        batch_size: rows of a step.
+        seed: of all that is drawn.
+        stage: told the steps.
+        checkpoint: file to write, and to go on from where it is of this training.
+
+    Returns:
+        The model with trained weights, or else `model`, and what is told of it.
+
+    Raises:
+        DataError, ModelError, RecipeError, MachineError: see `rankc.train.loop.train`.
+    """
+    student = model.clone()
+    pairs = prepared(student, settings.parameters, settings.orthogonality)
+    rows, teacher = _rows(training, held_out, settings, batch_size, seed), Teacher(original)
+    before = held_out_losses(Interpreter(model), rows, settings, teacher)
+    _put_batch_norms(student, settings, rows)
+    net = _net(student, settings, rows, frozen_but(student, pairs, settings.parameters))
+    hook = Recovering(pairs, settings.parameters, settings.orthogonality)
+    history = train(
+        net, rows, settings, seed=seed, teacher=teacher, hooks=[hook], stage=stage,
+        checkpoint=_made(checkpoint), resume=True,
+    )  # fmt: skip
+    trained = _finished(net)
+    after = held_out_losses(Interpreter(trained), rows, settings, teacher)
+    kept, why = judged(before, after, settings.margin)
+    if history.best == 0:
+        kept, why = False, f"no look at the rows held out was better than the first; {why}"
+    stage.note(f"{history.told()}; {'kept' if kept else 'not kept'}")
+    return (trained if kept else model), _lesson("recover", history, kept, why)
+
+
+def judged(before: Losses, after: Losses, margin: float) -> tuple[bool, str]:
+    """Whether the loss of rows held out fell by more than chance, and a sentence on it.
+
+    Args:
+        before: loss of each row, (rows,).
+        after: the same rows.
+        margin: standard errors that the mean fall has to exceed.
+    """
+    falls = before - after
+    mean = float(falls.mean())
+    error = float(falls.std(ddof=1) / np.sqrt(len(falls))) if len(falls) > 1 else float("inf")
+    kept = mean > margin * error
+    word = "more" if kept else "not more"
+    return kept, (
+        f"on {len(falls):,} rows held out the loss fell by {mean:.3g} ± {error:.2g} "
+        f"(standard error), from {before.mean():.5g}: {word} than {margin:g} of them"
+    )
+
+
+def preprocessing(model: ir.Model) -> list[str]:
+    """Float initializers that meet an input before any layer does: means and scales of pixels."""
+    found: dict[str, None] = {}
+    todo = [value for value in model.graph.inputs if not value.is_initializer()]
+    while todo:
+        for node, _ in todo.pop().uses():
+            if node.op_type in _ELEMENTWISE:
+                others = [v for v in node.inputs if v is not None and v.is_initializer()]
+                found |= {str(v.name): None for v in others}
+                todo += node.outputs
+    return list(found)
+
+
+def _rows(
+    training: Source, held_out: Source | None, settings: Training, batch_size: int, seed: int
+) -> Rows:
+    return Rows(
+        training,
+        held_out,
+        batch_size=batch_size,
+        share=settings.holdout,
+        seed=seed,
+        memory_mb=settings.memory_mb,
+    )
+
+
+def _put_batch_norms(model: ir.Model, settings: Training, rows: Rows) -> None:
+    """Behind convolutions, for the training alone."""
+    if settings.batch_norm and any(node.op_type == "Conv" for node in model.graph):
+        insert_batch_norms(model, _some(rows))
+
+
+def _some(rows: Rows) -> Iterator[Mapping[str, Any]]:
+    """Batches of the first rows, as arrays."""
+    count = -(-STATISTICS_ROWS // rows.batch_size)
+    for batch in itertools.islice(rows.batches(0), count):
+        yield {name: tensor.numpy() for name, tensor in batch.feeds.items()}
+
+
+def _net(model: ir.Model, settings: Training, rows: Rows, frozen: Collection[str]) -> Interpreter:
+    constants = [glob.escape(name) for name in preprocessing(model)]
+    net = Interpreter(model, (*settings.freeze, *constants, *frozen))
+    return net
+
+
+def _finished(net: Interpreter) -> ir.Model:
+    trained = net.to_onnx()
+    fold_batch_norms(trained)
+    return trained
+
+
+def _made(checkpoint: Path) -> Path:
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    return checkpoint
+
+
+def _loss(history: History, look: int) -> str:
+    return f"{history.looks[look].loss:.5g}"
+
+
+def _ranks(methods: Sequence[Method]) -> dict[str, list[tuple[int, int]]]:
+    """Of every layer that a method trains, from which step on it had which rank."""
+    reports = [method.hook.report().get("ranks", {}) for method in methods]
+    return {layer: list(over) for report in reports for layer, over in report.items()}
+
+
+def _lesson(
+    stage: Literal["train", "recover"],
+    history: History,
+    kept: bool,
+    why: str,
+    ranks: Mapping[str, list[tuple[int, int]]] | None = None,
+) -> Lesson:
+    lesson = Lesson(
+        stage=stage,
+        epochs=history.epochs,
+        steps=history.steps,
+        seconds=history.seconds,
+        stopped=history.stopped,
+        looks=[
+            {"epoch": look.epoch, "loss": look.loss, "metrics": dict(look.metrics)}
+            for look in history.looks
+        ],
+        best=history.looks[history.best].epoch,
+        kept=kept,
+        why=why,
+    )
+    if ranks:
+        lesson["ranks"] = dict(ranks)
+    return lesson
