@@ -120,7 +120,7 @@ def test_the_rank_of_what_is_learned_is_found(rank: int, lasso: float) -> None:
     settings = Training(epochs=40, objective=TASK, lr=0.02, weight_decay=0.0)
     history = trained(net, rows_of(x, x @ wanted.astype(np.float32)), settings, [hook])
     report = hook.report()
-    ranks = report["ranks"]["fc"]
+    ranks = [found for _, found in report["ranks"]["fc"]]
     assert (ranks[0], ranks[-1]) == (INPUTS, rank)
     assert (np.diff(ranks) <= 0).all(), "what was dropped stays away"
     assert len(ranks) == 41
@@ -143,7 +143,7 @@ def test_a_penalty_too_heavy_leaves_one_direction() -> None:
     net, hook = Interpreter(model), MaestroHook(options, options.trained(model), 0)
     settings = Training(epochs=8, lr=0.01, clip=1.0, objective=Objective(task="regression"))
     trained(net, rows_of(white(700)), settings, [hook], teacher=Teacher(model))
-    assert hook.report()["ranks"]["fc"][-1] == 1
+    assert hook.report()["ranks"]["fc"][-1][1] == 1
 
 
 def trainable(pass_: Maestro) -> tuple[ir.Model, list[str]]:
@@ -162,8 +162,8 @@ def test_what_was_trained_is_cut_without_loss_at_its_rank(scheme: Any) -> None:
     net = Interpreter(model)
     settings = Training(epochs=5, lr=0.02)
     trained(net, rows_of(images(400), batch_size=32), settings, [hook], teacher=Teacher(convnet()))
-    ranks = {name: found[-1] for name, found in hook.report()["ranks"].items()}
-    assert any(found[-1] < found[0] for found in hook.report()["ranks"].values()), ranks
+    ranks = {name: found[-1][1] for name, found in hook.report()["ranks"].items()}
+    assert any(found[-1][1] < found[0][1] for found in hook.report()["ranks"].values()), ranks
     dense = net.to_onnx()
     assert fold_batch_norms(dense) > 3
     attach_factors(dense, hook.factors)
@@ -236,7 +236,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path) -
     assert resumed == whole
     assert again.report() == hook.report()
     ranks = hook.report()["ranks"]
-    assert any(found[3] < found[0] for found in ranks.values()), "ranks had fallen by then"
+    assert any(found[3][1] < found[0][1] for found in ranks.values()), "ranks had fallen by then"
 
 
 def test_nothing_left_to_train_is_refused() -> None:

@@ -145,7 +145,8 @@ class MaestroHook(Silent):
         self.options, self.seed = options, seed
         self._targets = list(targets)
         self._layers: list[Factored] = []
-        self._history: list[list[int]] = []
+        self._step = 0
+        self._history: list[tuple[int, list[int]]] = []  # ranks since which step
         self.factors: dict[str, Factors] = {}  # by the name of the weight
 
     def key(self) -> str:
@@ -188,6 +189,7 @@ class MaestroHook(Silent):
         return self.options.group_lasso * torch.stack(sums).sum()
 
     def after_step(self, step: int) -> None:
+        self._step = step + 1
         self._whole()
 
     def evaluating(self) -> None:
@@ -205,12 +207,14 @@ class MaestroHook(Silent):
             net.settle_weight(target.weight)
 
     def report(self) -> dict[str, Any]:
-        """Ranks of every layer, before the training and after every epoch, and MACs kept."""
-        sites = [target.site for target in self._targets]
+        """Of every layer [step, rank] before the training and after every epoch; MACs kept."""
         whole = sum(target.macs for target in self._targets)
         return {
-            "ranks": dict(zip(sites, map(list, zip(*self._history, strict=True)), strict=True)),
-            "macs_kept": [self._macs(ranks) / whole for ranks in self._history],
+            "ranks": {
+                target.site: [[step, ranks[k]] for step, ranks in self._history]
+                for k, target in enumerate(self._targets)
+            },
+            "macs_kept": [self._macs(ranks) / whole for _, ranks in self._history],
         }
 
     def _macs(self, ranks: Sequence[int]) -> int:
@@ -226,11 +230,13 @@ class MaestroHook(Silent):
         return [layer.rank for layer in self._layers]
 
     def _note(self) -> None:
-        self._history.append(self._ranks())
+        self._history.append((self._step, self._ranks()))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"draws": self._draws.state_dict(), "history": self._history}
+        history = [[step, ranks] for step, ranks in self._history]
+        return {"draws": self._draws.state_dict(), "history": history, "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._draws.load_state_dict(state["draws"])
-        self._history = [list(ranks) for ranks in state["history"]]
+        self._history = [(step, list(ranks)) for step, ranks in state["history"]]
+        self._step = state["step"]

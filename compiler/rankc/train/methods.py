@@ -7,8 +7,16 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
+from rankc.factors import attach_factors
 from rankc.passbase import Pass
+from rankc.passes.maestro import Maestro
+from rankc.passes.trp import Trp
+from rankc.recipe_training import Training
+from rankc.rewriting import Sites
 from rankc.train.hooks import Hook
+from rankc.train.maestro import MaestroHook
+from rankc.train.trp import TrpHook
+from rankc.train.unshare import unshare
 
 
 def _nothing(model: ir.Model) -> None:
@@ -23,6 +31,32 @@ class Method:
     attach: Callable[[ir.Model], None] = _nothing
 
 
-def methods_of(model: ir.Model, passes: Sequence[Pass]) -> list[Method]:
-    """A method for every pass that learns and has a site in the model."""
-    return []
+def unshare_targets(model: ir.Model, passes: Sequence[Pass]) -> None:
+    """Give every layer that a pass trains a weight of its own, in place."""
+    for one in passes:
+        if isinstance(one, Trp | Maestro):
+            unshare(model, sorted({target.weight for target in one.trained(model)}))
+
+
+def methods_of(
+    model: ir.Model, passes: Sequence[Pass], settings: Training, seed: int
+) -> list[Method]:
+    """A method for every pass that learns, at those sites that no other pass has.
+
+    Args:
+        model: as it will be trained.
+        passes: of the recipe.
+        settings: of the training.
+        seed: of draws.
+    """
+    owned = {(site.pass_name, site.name) for site in Sites.of(model, passes).owners}
+    found: list[Method] = []
+    for one in passes:
+        if isinstance(one, Trp):
+            cut = [t for t in one.trained(model) if (one.name, t.site) in owned]
+            found.append(Method(TrpHook(one, cut, settings)))
+        elif isinstance(one, Maestro):
+            factored = [t for t in one.trained(model) if (one.name, t.site) in owned]
+            hook = MaestroHook(one, factored, seed)
+            found.append(Method(hook, lambda m, h=hook: attach_factors(m, h.factors)))  # type: ignore[misc]
+    return found

@@ -17,10 +17,11 @@ from rankc.passbase import Pass
 from rankc.progress import Stage
 from rankc.recipe_training import Recovery, Training
 from rankc.train.batch_norm import fold_batch_norms, insert_batch_norms
+from rankc.train.gradients import require_trainable
 from rankc.train.history import History
 from rankc.train.interpreter import Interpreter
 from rankc.train.loop import held_out_losses, train
-from rankc.train.methods import Method, methods_of
+from rankc.train.methods import Method, methods_of, unshare_targets
 from rankc.train.recovery import Recovering, frozen_but, prepared
 from rankc.train.rows import Rows
 from rankc.train.teacher import Teacher
@@ -67,9 +68,10 @@ def train_model(
         DataError, ModelError, RecipeError, MachineError: see `rankc.train.loop.train`.
     """
     student = model.clone()
-    methods = methods_of(student, passes)
+    unshare_targets(student, passes)
     rows = _rows(training, held_out, settings, batch_size, seed)
     _put_batch_norms(student, settings, rows)
+    methods = methods_of(student, passes, settings, seed)
     net = _net(student, settings, rows, ())
     history = train(
         net, rows, settings, seed=seed, teacher=Teacher(original),
@@ -198,6 +200,7 @@ def _some(rows: Rows) -> Iterator[Mapping[str, Any]]:
 def _net(model: ir.Model, settings: Training, rows: Rows, frozen: Collection[str]) -> Interpreter:
     constants = [glob.escape(name) for name in preprocessing(model)]
     net = Interpreter(model, (*settings.freeze, *constants, *frozen))
+    require_trainable(net, rows.first().feeds)
     return net
 
 
@@ -219,7 +222,8 @@ def _loss(history: History, look: int) -> str:
 def _ranks(methods: Sequence[Method]) -> dict[str, list[tuple[int, int]]]:
     """Of every layer that a method trains, from which step on it had which rank."""
     reports = [method.hook.report().get("ranks", {}) for method in methods]
-    return {layer: list(over) for report in reports for layer, over in report.items()}
+    pairs = [(layer, over) for report in reports for layer, over in report.items()]
+    return {layer: [(step, rank) for step, rank in over] for layer, over in pairs}
 
 
 def _lesson(
