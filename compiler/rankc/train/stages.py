@@ -187,7 +187,7 @@ def _rows(
 def _put_batch_norms(model: ir.Model, settings: Training, rows: Rows) -> None:
     """Behind convolutions, for the training alone."""
     if settings.batch_norm and any(node.op_type == "Conv" for node in model.graph):
-        insert_batch_norms(model, _some(rows))
+        insert_batch_norms(model, _some(rows), frozen=settings.freeze)
 
 
 def _some(rows: Rows) -> Iterator[Mapping[str, Any]]:
