@@ -368,6 +368,33 @@ def test_a_wrong_label_among_rows_held_out() -> None:
         run(Interpreter(convnet()), rows, Training(objective=LABELS))
 
 
+def test_no_labels_of_the_rows_held_out() -> None:
+    pixels, labels = images()
+    rows = Rows(Arrays({"x": pixels}, 64, labels), Arrays({"x": pixels}), batch_size=16)
+    with pytest.raises(RecipeError, match=r"in memory: the rows held out have no label, and"):
+        run(Interpreter(convnet()), rows, Training(objective=LABELS))
+
+
+class Counting(Teacher):
+    calls = 0
+
+    def values_of(self, *given: Any) -> dict[str, torch.Tensor]:
+        self.calls += 1
+        return super().values_of(*given)
+
+
+def test_remembered_answers_are_those_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked anew at every step, the original gives the same training up to the last digits."""
+    found = []
+    for most in (0, 1 << 26):
+        monkeypatch.setattr("rankc.train.criterion.REMEMBERED", most)
+        original = Counting(convnet(1))
+        history = run(Interpreter(convnet()), image_rows(), Training(epochs=3, lr=0.05), original)
+        found.append(([look.loss for look in history.looks], original.calls))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert (found[0][1], found[1][1]) == (3 * 11 + 4 * 2, 12 + 2)
+
+
 def test_no_labels_where_they_are_needed() -> None:
     rows = Rows(Arrays({"x": images()[0]}), batch_size=16)
     with pytest.raises(RecipeError, match=r"objective.label is 1.0, and the rows have no label"):

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -19,9 +19,10 @@ from rankc.train.interpreter import Interpreter
 from rankc.train.losses import distance, ensemble_loss, task_loss
 from rankc.train.minibatches import Minibatch
 from rankc.train.readings import reading_of
-from rankc.train.teacher import Teacher
+from rankc.train.teacher import Remembered, Teacher
 
 Tensor = torch.Tensor
+REMEMBERED = 1 << 26  # bytes that the original's answers may take, rather than be asked for again
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +76,24 @@ class Criterion:
         self._matched = self._find_matched()
         self._require_possible(batch)
 
+    def remembered(self, batches: Iterable[Minibatch], count: int) -> Remembered | None:
+        """The original's answers, if they are all that is asked of it, and short.
+
+        Args:
+            batches: rows in their order, to be asked about again and again.
+            count: how many rows.
+        """
+        short = self.reading.task != "tokens" and 4 * count * self.reading.classes <= REMEMBERED
+        if self._teacher is None or self._matched or not self.objective.distill or not short:
+            return None
+        return Remembered(self._teacher, self._original_logit, batches)
+
     def terms(
-        self, batch: Minibatch, draw: tuple[int, int] | None = None, where: str = ""
+        self,
+        batch: Minibatch,
+        draw: tuple[int, int] | None = None,
+        where: str = "",
+        remembered: Remembered | None = None,
     ) -> Terms:
         """The loss of some rows on the net's device.
 
@@ -84,11 +101,14 @@ class Criterion:
             batch: rows.
             draw: seed and step, for a loss that is drawn; None: the one of likelihood.
             where: they are from, if not from the data named before; for messages.
+            remembered: the original's answers to these rows, if it is not to be asked.
 
         Raises:
             DataError: labels that do not fit the answer.
         """
-        original = self._original(batch)  # first: what the net computes is then still in the cache
+        original = self._original(
+            batch, remembered
+        )  # first: what the net computes is then still in the cache
         with self._net.capture(self._logit, *self._matched) as seen:
             self._net.run(batch.feeds)
         logits, targets = self.reading.logits(seen[self._logit]), None
@@ -106,7 +126,9 @@ class Criterion:
             parts[f"match {name}"] = weight * _whole(apart, batch.size)
         return Terms(parts, logits, targets)
 
-    def _original(self, batch: Minibatch) -> Mapping[str, Tensor]:
+    def _original(self, batch: Minibatch, remembered: Remembered | None) -> Mapping[str, Tensor]:
+        if remembered is not None:
+            return {self._original_logit: remembered.of(batch)}
         names = [*self._matched, *([self._original_logit] if self.objective.distill else [])]
         if self._teacher is None or not names:
             return {}

@@ -15,6 +15,7 @@ from rankc.train.interpreter import Interpreter
 from rankc.train.losses import task_loss
 from rankc.train.readings import Reading, Task
 from rankc.train.rows import Rows
+from rankc.train.teacher import Remembered
 
 Floats = NDArray[np.float64]
 HIGHER = frozenset({"accuracy_top1", "auc"})  # is better
@@ -61,9 +62,15 @@ def require_metric(metric: str, reading: Reading, labelled: bool) -> None:
 
 @torch.no_grad()
 def losses_of(
-    net: Interpreter, criterion: Criterion, rows: Rows
+    net: Interpreter, criterion: Criterion, rows: Rows, remembered: Remembered | None = None
 ) -> tuple[Floats, dict[str, float]]:
     """The loss of every row held out, in their order, and metrics; the net stays in evaluation.
+
+    Args:
+        net: on its device.
+        criterion: of the loss.
+        rows: those held out are looked at.
+        remembered: the original's answers to them, if it is not to be asked.
 
     Raises:
         DataError: labels that do not fit.
@@ -72,7 +79,8 @@ def losses_of(
     net.eval()
     losses, judged = list[Floats](), _Judged(criterion.reading)
     for batch in rows.held_out():
-        terms = criterion.terms(batch.to(device), where=rows.where_held_out)
+        where = rows.where_held_out
+        terms = criterion.terms(batch.to(device), where=where, remembered=remembered)
         losses.append(terms.rows.double().cpu().numpy())
         judged.add(terms)
     return np.concatenate(losses), judged.metrics()

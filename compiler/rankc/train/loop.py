@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rankc.errors import RecipeError
 from rankc.progress import Stage
 from rankc.recipe_lock import version_of
 from rankc.recipe_training import Training
@@ -29,7 +30,7 @@ from rankc.train.machine import Interrupts, deterministic, device_of
 from rankc.train.minibatches import Minibatch
 from rankc.train.rows import Rows
 from rankc.train.schedule import Average, optimizer_of, rate_at
-from rankc.train.teacher import Teacher
+from rankc.train.teacher import Remembered, Teacher
 
 Tensor = torch.Tensor
 REESTIMATED = 32  # batches that statistics are taken from before a look, where a hook asks for it
@@ -135,6 +136,7 @@ class _Run:
         self.teacher = teacher
         self.criterion = Criterion(net, settings.objective, teacher, rows.first(), rows.where)
         self._check_labels()
+        self.answers, self.held_out_answers = self._remember()
         self.steps = max(1, round(settings.epochs * rows.steps))
         self.checkpoint: Checkpoint | None = None
         self.start = self._key()
@@ -147,8 +149,24 @@ class _Run:
         self.best: _Best | None = None
         self.began = self.saved = time.monotonic()
 
+    def _remember(self) -> tuple[Remembered | None, Remembered | None]:
+        """The original's answers to the rows to train on, and to those held out."""
+        rows, remembered = self.rows, self.criterion.remembered
+        again = self.settings.augment is None and self.settings.epochs > 1
+        seen = next(iter(rows.in_memory()), None) is not None
+        looked_at = next(iter(rows.held_out_in_memory()), None) is not None
+        return (
+            remembered(rows.in_memory(), rows.count) if again and seen else None,
+            remembered(rows.held_out_in_memory(), rows.held_out_count) if looked_at else None,
+        )
+
     def _check_labels(self) -> None:
         labelled = next(iter(self.rows.held_out())).labels is not None
+        if self.settings.objective.label and not labelled:
+            raise RecipeError(
+                f"{self.rows.where_held_out}: the rows held out have no label, and objective.label "
+                f"is {self.settings.objective.label:g}; name its column in data.holdout.label"
+            )
         require_metric(self.settings.metric, self.criterion.reading, labelled)
         for batch in self.rows.in_memory():
             if batch.labels is not None:
@@ -242,7 +260,7 @@ class _Run:
 
     def _loss(self, batch: Minibatch) -> tuple[dict[str, Tensor], Tensor]:
         """Its terms by name, and their sum."""
-        terms = self.criterion.terms(batch, (self.seed, self.step))
+        terms = self.criterion.terms(batch, (self.seed, self.step), remembered=self.answers)
         parts = {name: part.mean() for name, part in terms.parts.items()}
         for hook in self.hooks:
             if (penalty := hook.penalty()) is not None:
@@ -261,7 +279,7 @@ class _Run:
         if any(hook.reestimates for hook in self.hooks):
             some = (batch.to(self.device).feeds for batch in self.rows.some(REESTIMATED))
             reestimate_batch_norms(self.net, some)
-        losses, metrics = losses_of(self.net, self.criterion, self.rows)
+        losses, metrics = losses_of(self.net, self.criterion, self.rows, self.held_out_answers)
         look = Look(self.step, self._epoch(), float(losses.mean()), metrics)
         if not np.isfinite(losses).all():
             raise diverged(self.net, None, {"held-out rows": look.loss}, f"epoch {look.epoch:.3g}")

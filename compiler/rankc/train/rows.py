@@ -100,6 +100,11 @@ class Rows:
             for at in range(0, self.count, self.batch_size):
                 yield self._kept.whole.minibatch(slice(at, at + self.batch_size))
 
+    def held_out_in_memory(self) -> Iterator[Minibatch]:
+        """All rows held out that are in memory as a whole: none of them otherwise."""
+        if self._looked_at.whole is not None:
+            yield from self.held_out()
+
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Minibatch]:
         """The steps of an epoch.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from rankc.train.interpreter import Interpreter
+from rankc.train.minibatches import Minibatch
 
 Tensor = torch.Tensor
 
@@ -29,6 +31,11 @@ class Teacher:
         """Inner values by name."""
         return {str(v.name): v for node in self.net.graph for v in node.outputs if v.name}
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(iter(self.net.buffers())).device
+
     def to(self, device: torch.device) -> Teacher:
         """Move it."""
         self.net.to(device)
@@ -40,3 +47,28 @@ class Teacher:
         with self.net.capture(*names) as seen:
             self.net.run(feeds)
         return {name: seen[name] for name in names}
+
+
+class Remembered:
+    """What the original answers to rows that come again and again, unchanged."""
+
+    def __init__(self, teacher: Teacher, name: str, batches: Iterable[Minibatch]) -> None:
+        """Ask once.
+
+        Args:
+            teacher: the original, on its device, where answers are kept.
+            name: of the value.
+            batches: in the order of their rows, and always in the same batches: what else is in
+                one shows in the last digits.
+        """
+        rows, found = [], []
+        for batch in batches:
+            feeds = batch.to(teacher.device).feeds
+            found.append(teacher.values_of(feeds, [name])[name])
+            rows.append(batch.rows)
+        self._rows, self._answers = np.concatenate(rows), torch.cat(found)
+
+    def of(self, batch: Minibatch) -> Tensor:
+        """The answers to some of the rows, (rows, ...)."""
+        places = torch.from_numpy(np.searchsorted(self._rows, batch.rows))
+        return self._answers[places.to(self._answers.device)]
