@@ -18,8 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from rankc.compression import Job, Prepared, choose, prepare
+from rankc.compression import Prepared, choose, prepare
 from rankc.errors import Exit, RecipeError
+from rankc.job import Job
 from rankc.packing import staging
 from rankc.pipeline import locked, take_in, write_bundle
 from rankc.planning import BudgetError
