@@ -56,18 +56,21 @@ def _known(op: Op, value: ir.Value | None) -> None:
         dtype_of(value.dtype, op.where)
 
 
-def _rounded(x: Tensor) -> Tensor:
-    """The nearest whole number, of two the even one; its gradient is 1."""
-    return x + (torch.round(x) - x).detach()
+def _rounded(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The nearest whole number within limits, of two the even one.
+
+    The gradient is 1 up to half a step beyond a limit: there it is the rounding that brings a
+    number back, as it does with the largest one where the scale is the tensor's own.
+    """
+    near = torch.clamp(x, low - 0.5, high + 0.5)
+    return near + (torch.clamp(torch.round(near), low, high) - near).detach()
 
 
 def _quantized(x: Tensor, scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Whole numbers within the type's limits, in a float tensor."""
     limits = torch.iinfo(dtype)
-    if zero is None:
-        return _rounded(torch.clamp(x / scale, limits.min, limits.max))
-    offset = zero.to(scale.dtype)
-    return _rounded(torch.clamp(x / scale, limits.min - offset, limits.max - offset)) + offset
+    offset = torch.zeros_like(scale) if zero is None else zero.to(scale.dtype)
+    return _rounded(x / scale, limits.min - offset, limits.max - offset) + offset
 
 
 def _spread(one: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
