@@ -20,8 +20,9 @@ from builders import mlp, mlp_rows, model_of, weight
 from conv_builders import convnet, images
 from rankc.cleanup import clean
 from rankc.errors import RecipeError
+from rankc.factors import Unfolding
 from rankc.graph import array_of, node_named, only_input
-from rankc.passes.trp import Trp
+from rankc.passes.trp import Target, Trp
 from rankc.progress import SilentProgress
 from rankc.recipe_training import Objective, Training
 from rankc.train.batch_norm import fold_batch_norms, insert_batch_norms
@@ -31,7 +32,8 @@ from rankc.train.interpreter import Interpreter
 from rankc.train.loop import train
 from rankc.train.rows import Rows
 from rankc.train.teacher import Teacher
-from rankc.train.trp import TrpHook, cut, folded_as, matrices_of, polar
+from rankc.train.trp import Parts, TrpHook, folded_as, matrices_of, polar
+from rankc.train.trp_ranks import Schedule, fewest, jointly
 
 Array = NDArray[Any]
 SMALL = Trp(min_size=64, period=5, energy=0.98, nuclear=1e-3)
@@ -60,23 +62,23 @@ def test_a_cut_keeps_the_energy_with_the_fewest_directions(
     shape: tuple[int, int, int], seed: int, energy: float
 ) -> None:
     matrices = drawn(shape, seed)
-    found = cut(matrices, energy)
+    parts = Parts.of(matrices)
+    rank = fewest(parts.squares, energy)
     whole = matrices.double().square().sum()
-    assert found.kept.double().square().sum() >= energy * whole * (1 - 1e-5)
-    assert int(torch.linalg.matrix_rank(found.kept).max()) <= found.rank
-    fewer = dataclasses.replace(found, rank=found.rank - 1).kept
-    assert fewer.double().square().sum() < energy * whole * (1 + 1e-5)
+    assert parts.kept(rank).double().square().sum() >= energy * whole * (1 - 1e-5)
+    assert int(torch.linalg.matrix_rank(parts.kept(rank)).max()) <= rank
+    assert parts.kept(rank - 1).double().square().sum() < energy * whole * (1 + 1e-5)
 
 
 def test_a_cut_of_nothing_and_of_everything() -> None:
-    nothing = cut(torch.zeros(2, 3, 4), 0.98)
-    assert nothing.rank == 1
-    assert not nothing.kept.any()
-    assert not nothing.pull.any()
+    nothing = Parts.of(torch.zeros(2, 3, 4))
+    assert fewest(nothing.squares, 0.98) == 1
+    assert not nothing.kept(1).any()
+    assert not nothing.pull(1).any()
     matrices = torch.eye(4)[None]
-    everything = cut(matrices, 1.0)
-    assert everything.rank == 4
-    torch.testing.assert_close(everything.kept, matrices)
+    everything = Parts.of(matrices)
+    assert fewest(everything.squares, 1.0) == 4
+    torch.testing.assert_close(everything.kept(4), matrices)
 
 
 @settings(deadline=None)
@@ -85,23 +87,26 @@ def test_the_pull_is_a_sub_gradient_of_the_nuclear_norm(
     shape: tuple[int, int, int], seed: int, energy: float
 ) -> None:
     """|V|_* >= |W|_* + <pull, V - W> for all V, at the W that a cut leaves (Watson, 1992)."""
-    found = cut(drawn(shape, seed).double(), energy)
-    other = drawn(shape, seed + 1).double()
-    norm = torch.linalg.matrix_norm(found.kept, "nuc").sum()
-    bound = norm + (found.pull * (other - found.kept)).sum()
+    parts = Parts.of(drawn(shape, seed).double())
+    rank = fewest(parts.squares, energy)
+    kept, other = parts.kept(rank), drawn(shape, seed + 1).double()
+    norm = torch.linalg.matrix_norm(kept, "nuc").sum()
+    bound = norm + (parts.pull(rank) * (other - kept)).sum()
     assert torch.linalg.matrix_norm(other, "nuc").sum() >= bound - 1e-9 * norm
 
 
 @settings(deadline=None)
 @given(SEEDS)
 def test_the_pull_is_the_gradient_where_there_is_one(seed: int) -> None:
+    """By finite differences."""
     rng = np.random.default_rng(seed)
     matrix, way = (torch.from_numpy(rng.normal(size=(1, 4, 4))) for _ in range(2))
     matrix = matrix + 4 * torch.eye(4)
     h = 1e-5
     ends = [torch.linalg.matrix_norm(matrix + s * h * way, "nuc").sum() for s in (1, -1)]
     slope = float(ends[0] - ends[1]) / (2 * h)
-    assert float((cut(matrix, 1.0).pull * way).sum()) == pytest.approx(slope, rel=1e-5, abs=1e-7)
+    found = float((Parts.of(matrix).pull(4) * way).sum())
+    assert found == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
 @settings(deadline=None)
@@ -120,6 +125,57 @@ def test_newton_schulz_finds_the_directions_of_the_decomposition(
     assert ((values > 0.6) & (values < 1.3))[large].all()
     assert ((values >= 0) & (values < 1.3)).all()
     assert not polar(torch.zeros(1, 2, 3)).any()
+
+
+# --- which ranks ----------------------------------------------------------------------------
+
+
+def spectra(seed: int) -> dict[Target, Array]:
+    """Of some layers, which pay up to some rank."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for k in range(int(rng.integers(1, 6))):
+        full, each = int(rng.integers(1, 20)), int(rng.integers(1, 50))
+        macs = max(int(full * each * rng.uniform(0.5, 1.1)), 1)
+        how = Unfolding((full, full), (0, 1), 1)
+        target = Target(f"layer{k}", f"w{k}", how, 1, (macs - 1) // each, macs, each)
+        found[target] = np.sort(rng.exponential(size=full) ** 3)[::-1]
+    return found
+
+
+def macs_of(ranks: dict[Target, int]) -> int:
+    return sum(t.macs if rank > t.most else rank * t.macs_a_rank for t, rank in ranks.items())
+
+
+@settings(deadline=None)
+@given(SEEDS, st.floats(0.05, 0.99))
+def test_joint_ranks_keep_the_share_and_the_most_energy_for_each_mac(
+    seed: int, share: float
+) -> None:
+    squares = spectra(seed)
+    ranks = jointly(squares, share)
+    least = macs_of(dict.fromkeys(squares, 1))
+    assert macs_of(ranks) <= max(share * sum(t.macs for t in squares), least)
+    worth = {t: one / one.sum() / t.macs_a_rank for t, one in squares.items()}
+    cut = {t: rank for t, rank in ranks.items() if rank < len(squares[t])}
+    taken = [worth[t][rank - 1] for t, rank in ranks.items() if 1 < rank <= t.most]
+    left = [worth[t][rank] for t, rank in cut.items()]
+    assert not taken or not left or min(taken) >= max(left)
+    for more in (t for t, w in ((t, worth[t][ranks[t]]) for t in cut) if w == max(left)):
+        longer = {**ranks, more: ranks[more] + 1}
+        assert macs_of(longer) > share * sum(t.macs for t in squares)
+
+
+def test_what_is_kept_comes_down_to_what_is_asked_for() -> None:
+    squares = spectra(4)
+    for how in ({"energy": 0.6}, {"keep": 0.2}):
+        pass_ = Trp(anneal=0.5, **how)  # type: ignore[arg-type]
+        found = [Schedule(pass_, 100).ranks(step, squares) for step in (0, 20, 49, 50, 100)]
+        sums = [sum(ranks.values()) for ranks in found]
+        assert sums == sorted(sums, reverse=True)
+        assert sums[0] > sums[1] > sums[2] == sums[3] == sums[4]
+        at_once = Schedule(dataclasses.replace(pass_, anneal=0.0), 100)
+        assert at_once.ranks(0, squares) == found[-1]
 
 
 # --- weights of a net -----------------------------------------------------------------------
@@ -262,7 +318,7 @@ def test_training_ends_at_a_lower_rank_with_the_same_loss() -> None:
     told = after.hooks["trp"]
     assert rank_of(plain, 0.05) == 16
     assert rank_of(pruned, Trp().threshold) == told["final"]["up"] == 9
-    assert cut(plain.weight("A").detach()[None], SMALL.energy).rank >= 12
+    assert fewest((sizes_of(plain) ** 2).numpy(), SMALL.energy) >= 12
     assert after.looks[-1].loss <= 1.05 * before.looks[-1].loss <= 0.02 * before.looks[0].loss
     assert after.best == len(after.looks) - 1
     steps, ranks = zip(*told["layers"]["up"], strict=True)
@@ -344,7 +400,7 @@ def test_only_steps_with_a_truncation_are_pulled_and_momentum_is_left_alone() ->
     weight = net.weight("A")
     for step in range(6):
         hook.before_step(step)
-        found = cut(weight.detach()[None], 1.0)
+        parts = Parts.of(weight.detach()[None])
         weight.grad = torch.zeros_like(weight)
         hook.after_backward(step)
         if step % SMALL.period:
@@ -352,8 +408,7 @@ def test_only_steps_with_a_truncation_are_pulled_and_momentum_is_left_alone() ->
         else:
             rank = hook.report()["layers"]["up"][-1][1]
             assert rank_of(net, 1e-5) == rank
-            pull = dataclasses.replace(found, rank=rank).pull[0]
-            torch.testing.assert_close(weight.grad, 0.5 * pull, atol=1e-5, rtol=0)
+            torch.testing.assert_close(weight.grad, 0.5 * parts.pull(rank)[0], atol=1e-5, rtol=0)
 
 
 def test_weights_that_are_not_finite_are_left_for_the_loop_to_tell_of() -> None:

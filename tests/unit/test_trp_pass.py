@@ -158,6 +158,8 @@ def test_the_rank_of_its_own_is_what_training_left_however_outputs_are_scaled(sc
         assert curve.own is not None
         assert curve.ranks[curve.own] == 3
         assert curve.error[curve.own] < 1e-9
+        full = 24 if scheme == "spatial" else 12 if scheme == "channel" else 8
+        assert curve.ranks.tolist() == [1, 2, 3, full]  # more of it is no better
         wider = dataclasses.replace(pass_, round_to=2)
         _, _, curve = solved(wider, model, images())["down"]
         assert curve.own is not None

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 import onnx_ir as ir
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from rankc.convolution.kernel import Kernel, kernel_of, replace_conv
 from rankc.convolution.solution import Solution, within_groups
@@ -45,6 +45,8 @@ class Target:
     unfolding: Unfolding
     matrices: int  # that the rows of the unfolding fall into, one below the other
     most: int  # the largest rank at which the factors take fewer weights and MACs than the layer
+    macs: int  # of the layer as it is, for one row of the batch
+    macs_a_rank: int  # of the factors, for each unit of rank
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class Trp:
     period: Annotated[int, Ge(1)] = 20  # steps of training from one truncation to the next
     # share of the squared singular values that a truncation keeps; 1 truncates nothing
     energy: Annotated[float, Gt(0), Le(1)] = 0.98
+    # instead of `energy`: share of the MACs of all these layers that truncations come down to
+    keep: Annotated[float, Gt(0), Lt(1)] | None = None
+    # share of the training over which truncations come down to what is asked for, from nothing
+    anneal: Annotated[float, Ge(0), Le(1)] = 0.0
     nuclear: Annotated[float, Ge(0)] = 3e-4  # lambda, weight of the nuclear norm
     # svd: truncations, lambda in their steps alone; newton-schulz: lambda in every step, decoupled
     # from the gradient, and no truncation before the net is looked at: cheap for wide layers
@@ -95,14 +101,17 @@ class Trp:
             return f"{kind} layers are not among those of `layers`"
         if kernel.weight.size < self.min_size:
             return f"{kernel.weight.size} weights are fewer than min_size = {self.min_size}"
-        if (most := self._most(kernel)) < self.round_to:
+        most, _ = self._limits(kernel)
+        if most < self.round_to:
             return f"it pays up to rank {most}, less than {self.round_to}"
         return None
 
-    def _most(self, kernel: Kernel) -> int:
+    def _limits(self, kernel: Kernel) -> tuple[int, int]:
+        """The largest rank that pays, and the MACs of each unit of rank."""
         stages = uncut(form_of(self.scheme, kernel), kernel).stages(1)
         weights, macs = sum(s.parameters for s in stages), sum(s.macs for s in stages)
-        return min((kernel.weight.size - 1) // weights, (kernel.dense.macs - 1) // macs)
+        most = min((kernel.weight.size - 1) // weights, (kernel.dense.macs - 1) // macs)
+        return most, macs
 
     def trained(self, model: ir.Model) -> list[Target]:
         """What training truncates of a model."""
@@ -116,7 +125,9 @@ class Trp:
         if form == "decoupled":
             shape = unfolding.shape
             unfolding, matrices = Unfolding(shape, tuple(range(len(shape))), 2), shape[0]
-        return Target(str(node.name), str(weight.name), unfolding, matrices, self._most(kernel))
+        most, each = self._limits(kernel)
+        names = str(node.name), str(weight.name)
+        return Target(*names, unfolding, matrices, most, kernel.dense.macs, each)
 
     def probe(self, model: ir.Model, site: Site) -> Probe:
         node, window = node_named(model, site.name), None
@@ -154,7 +165,8 @@ class Trp:
         full, above = len(sizes), int((sizes > self.threshold * sizes.max()).sum())
         own = min(-(-max(above, 1) // self.round_to) * self.round_to, full)
         asked = min(self.rank or full, full)
-        ranks = sorted({*range(self.round_to, full, self.round_to), own, asked, full})
+        # What lies between is of no use: training has cut it, and only rounding is left there.
+        ranks = sorted({*range(self.round_to, own, self.round_to), own, asked, full})
         curve = solution.curve({chain.name: ranks})
         forms = curve.forms if solution.kernel.window.kernel else ()
         return dataclasses.replace(curve, forms=forms, own=ranks.index(own))

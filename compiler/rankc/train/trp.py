@@ -14,14 +14,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from rankc.errors import RecipeError
+from rankc.linalg import Floats
 from rankc.passes.trp import Target, Trp
 from rankc.recipe_training import Training
 from rankc.train.hooks import Silent
 from rankc.train.interpreter import Interpreter
 from rankc.train.schedule import rate_at
+from rankc.train.trp_ranks import Schedule
 
 Tensor = torch.Tensor
 ITERATIONS = 5
@@ -31,34 +34,33 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Cut:
-    """Matrices of one weight decomposed, and how many directions are kept of each."""
+class Parts:
+    """Matrices of one weight, decomposed."""
 
     left: Tensor  # (matrices, rows, full)
     sizes: Tensor  # (matrices, full), falling
     right: Tensor  # (matrices, full, columns)
-    rank: int
+
+    @classmethod
+    def of(cls, matrices: Tensor) -> Parts:
+        """Decompose (matrices, rows, columns)."""
+        return cls(*torch.linalg.svd(matrices, full_matrices=False))
 
     @property
-    def kept(self) -> Tensor:
-        """The matrices of that rank, nearest to what they were."""
-        k = self.rank
-        return torch.matmul(self.left[..., :k] * self.sizes[:, None, :k], self.right[:, :k])
+    def squares(self) -> Floats:
+        """Squared singular values, of all matrices together, (full,)."""
+        found: Floats = self.sizes.double().square().sum(dim=0).cpu().numpy()
+        return found
 
-    @property
-    def pull(self) -> Tensor:
+    def kept(self, rank: int) -> Tensor:
+        """The matrices of that rank nearest to these."""
+        scaled = self.left[..., :rank] * self.sizes[:, None, :rank]
+        return torch.matmul(scaled, self.right[:, :rank])
+
+    def pull(self, rank: int) -> Tensor:
         """U_k V_kT, a sub-gradient of the sum of their nuclear norms."""
-        k = self.rank
-        there: Tensor = self.left[..., :k] * self.sizes[:, None, :k].gt(0)
-        return torch.matmul(there, self.right[:, :k])
-
-
-def cut(matrices: Tensor, energy: float) -> Cut:
-    """Decompose (matrices, rows, columns); the smallest rank for all that keeps this energy."""
-    left, sizes, right = torch.linalg.svd(matrices, full_matrices=False)
-    squares = sizes.double().square().sum(dim=0).cumsum(0).cpu()
-    rank = int((squares < energy * squares[-1]).sum()) + 1
-    return Cut(left, sizes, right, min(rank, sizes.shape[1]))
+        there: Tensor = self.left[..., :rank] * self.sizes[:, None, :rank].gt(0)
+        return torch.matmul(there, self.right[:, :rank])
 
 
 def polar(matrices: Tensor) -> Tensor:
@@ -82,6 +84,7 @@ class _Track:
     ranks: list[list[int]] = dataclasses.field(default_factory=list)  # [step, rank], changes only
     same: int = 0  # truncations that found the rank of the one before
     rest: int = 0  # truncations that it is still left out of
+    squares: list[float] = dataclasses.field(default_factory=list)  # when last decomposed
 
     def note(self, step: int, rank: int, settled: int) -> None:
         if self.ranks and self.ranks[-1][1] == rank:
@@ -135,15 +138,19 @@ class TrpHook(Silent):
     def before_step(self, step: int) -> None:
         if self._pass.step == "newton-schulz" or step % self._pass.period:
             return
+        due = []
         for target in self._targets:
             track = self._tracks[target.site]
             if track.rest:
                 track.rest -= 1
                 self._skipped += 1
-                continue
-            if (found := self._truncate(target)) is not None:
-                track.note(step, found.rank, self._pass.settled)
-                self._pulls[target.site] = found.pull
+            else:
+                due.append(target)
+        parts = self._decompose(due)
+        for target, rank in self._ranks(step, parts).items():
+            self._tracks[target.site].note(step, rank, self._pass.settled)
+            self._cut(target, parts[target], rank, self._pass.keep is not None)
+            self._pulls[target.site] = parts[target].pull(rank)
 
     @torch.no_grad()
     def after_backward(self, step: int) -> None:
@@ -165,8 +172,11 @@ class TrpHook(Silent):
 
     @torch.no_grad()
     def evaluating(self) -> None:
-        found = {t.site: self._truncate(t, t.most) for t in self._targets}
-        self._final = {site: one.rank for site, one in found.items() if one is not None}
+        parts = self._decompose(self._targets)
+        ranks = self._ranks(self._steps, parts)
+        for target, rank in ranks.items():
+            self._cut(target, parts[target], rank, True)
+        self._final = {target.site: rank for target, rank in ranks.items()}
 
     def report(self) -> dict[str, Any]:
         """Ranks of every layer, [step, rank] where one changed, and how much was decomposed."""
@@ -194,20 +204,26 @@ class TrpHook(Silent):
     def _weight(self, target: Target) -> Tensor:
         return self._net.weight(target.weight)
 
-    def _truncate(self, target: Target, most: int | None = None) -> Cut | None:
-        """Cut a weight in place, unless it would keep more than `most` directions.
+    def _decompose(self, targets: Sequence[Target]) -> dict[Target, Parts]:
+        """Without those that are not finite: the loop then says at the loss what went wrong."""
+        every = {target: matrices_of(self._weight(target), target) for target in targets}
+        parts = {t: Parts.of(m) for t, m in every.items() if bool(torch.isfinite(m).all())}
+        self._decomposed += len(parts)
+        return parts
 
-        None for one that is not finite: the loop then says at the loss what went wrong.
-        """
-        weight = self._weight(target)
-        matrices = matrices_of(weight, target)
-        if not torch.isfinite(matrices).all():
-            return None
-        self._decomposed += 1
-        found = cut(matrices, self._pass.energy)
-        if most is None or found.rank <= most:
-            weight.copy_(folded_as(found.kept, target))
-        return found
+    def _ranks(self, step: int, parts: Mapping[Target, Parts]) -> dict[Target, int]:
+        """Of the decomposed layers; those that rest count as they were when last seen."""
+        for target, one in parts.items():
+            self._tracks[target.site].squares = one.squares.tolist()
+        every = {t: np.array(self._tracks[t.site].squares) for t in self._targets}
+        seen = {target: squares for target, squares in every.items() if len(squares)}
+        found = Schedule(self._pass, self._steps).ranks(step, seen) if seen else {}
+        return {target: found[target] for target in parts}
+
+    def _cut(self, target: Target, parts: Parts, rank: int, pays: bool) -> None:
+        """Cut a weight in place, if asked for only where factors are smaller than the layer."""
+        if rank <= target.most or not pays:
+            self._weight(target).copy_(folded_as(parts.kept(rank), target))
 
 
 def matrices_of(weight: Tensor, target: Target) -> Tensor:
