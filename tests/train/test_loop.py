@@ -442,6 +442,23 @@ def test_a_training_that_diverges_says_where(clip: float | None) -> None:
         run(net, image_rows(), settings)
 
 
+def test_the_node_that_overflows_is_named_and_a_mask_is_not() -> None:
+    tape, x = ir.tape.Tape(), ir.val("x", ir.DataType.FLOAT, ["batch", 3])
+    w = weight(tape, "w", np.full((3, 3), 40.0, np.float32))
+    mask = weight(tape, "mask", np.array([0.0, -np.inf, 0.0], np.float32))
+    kept = tape.op("Softmax", [tape.op("Add", [x, mask], name="masked")], name="softmax")
+    y = ir.val("y", ir.DataType.FLOAT, ["batch", 3])
+    tape.op("Exp", [tape.op("MatMul", [kept, w], name="up")], name="grow", output=y)
+    net = Interpreter(model_of(tape, [x], [y]), frozen=("mask",))
+    with torch.no_grad():
+        net.weight("w").fill_(100.0)
+    x_rows = np.ones((40, 3), np.float32)
+    source = Arrays({"x": x_rows}, 64, np.zeros((40, 3)))
+    goal = dataclasses.replace(LABELS, task="regression")
+    with pytest.raises(RecipeError, match=r"before any .* Exp node 'grow' is the first to"):
+        run(net, Rows(source, batch_size=4), Training(objective=goal))
+
+
 def test_a_penalty_that_is_not_finite_is_named() -> None:
     class Broken(Silent):
         name = "broken"

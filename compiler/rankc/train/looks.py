@@ -13,7 +13,7 @@ from rankc.errors import RecipeError
 from rankc.train.criterion import Criterion, Terms
 from rankc.train.interpreter import Interpreter
 from rankc.train.losses import task_loss
-from rankc.train.readings import Reading, Task
+from rankc.train.readings import Reading, Task, device_of
 from rankc.train.rows import Rows
 from rankc.train.teacher import Remembered
 
@@ -75,7 +75,7 @@ def losses_of(
     Raises:
         DataError: labels that do not fit.
     """
-    device = next(iter((*net.parameters(), *net.buffers()))).device
+    device = device_of(net)
     net.eval()
     losses, judged = list[Floats](), _Judged(criterion.reading)
     for batch in rows.held_out():

@@ -238,7 +238,7 @@ class _Run:
         if not math.isfinite(loss.item()):
             told = {name: part.item() for name, part in parts.items()}
             when = f"step {self.step + 1} (epoch {self._epoch():.3g}, learning rate {rate:.3g})"
-            raise diverged(self.net, batch, told, when)
+            raise diverged(self.net, batch, told, when, trained=self.step > 0)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for hook in self.hooks:
@@ -282,12 +282,23 @@ class _Run:
         losses, metrics = losses_of(self.net, self.criterion, self.rows, self.held_out_answers)
         look = Look(self.step, self._epoch(), float(losses.mean()), metrics)
         if not np.isfinite(losses).all():
-            raise diverged(self.net, None, {"held-out rows": look.loss}, f"epoch {look.epoch:.3g}")
+            raise self._diverged(look, losses)
         self.looks.append(look)
         self._compare(look)
         self.net.load_state_dict(before)
         self._draw_from(drawn)
         self.stage.note(f"epoch {look.epoch:.3g} of {self.settings.epochs:g}, {look.told()}")
+
+    def _diverged(self, look: Look, losses: NDArray[np.float64]) -> RecipeError:
+        """Where, on the first row held out whose loss is not finite."""
+        row, batch = int(np.flatnonzero(~np.isfinite(losses))[0]), None
+        for batch in self.rows.held_out():
+            row -= batch.size
+            if row < 0:
+                break
+        assert batch is not None
+        told, when = {"mean of the rows held out": look.loss}, f"epoch {look.epoch:.3g}"
+        return diverged(self.net, batch, told, when, trained=self.step > 0)
 
     def _compare(self, look: Look) -> None:
         value = look.value(self.settings.metric)

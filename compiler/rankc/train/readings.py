@@ -123,9 +123,8 @@ def reading_of(net: Interpreter, objective: Objective, batch: Minibatch) -> Read
     output = next(
         str(v.name) for v in net.graph.outputs if v.dtype is None or v.dtype.is_floating_point()
     )
-    device = next(iter((*net.parameters(), *net.buffers()))).device
     with torch.no_grad(), net.capture(answers[0].name) as seen:
-        found = net.run(batch.to(device).feeds)[output]
+        found = net.run(batch.to(device_of(net)).feeds)[output]
     logit = seen[answers[0].name]
     task = objective.task
     if task == "auto":
@@ -134,6 +133,11 @@ def reading_of(net: Interpreter, objective: Objective, batch: Minibatch) -> Read
     probability = not answers[0].head and task != "regression" and _is_probability(task, found)
     classes = found.shape[-1] if task == "tokens" else found[0].numel()
     return Reading(output, task, classes, probability)
+
+
+def device_of(net: Interpreter) -> torch.device:
+    """Where a net is."""
+    return next(iter((*net.parameters(), *net.buffers()))).device
 
 
 def _task_of(head: str, logit: Tensor, output: Tensor, labels: Tensor | None) -> Task:
