@@ -117,7 +117,7 @@ def _bias(
         if mask.dtype is torch.bool:
             found.append(_barred(~F.pad(mask, (0, short))).to(q.device))
         else:
-            found.append(F.pad(mask, (0, short), value=-math.inf))
+            found.append(F.pad(mask, (0, short), value=-math.inf).to(q.device))
     if how.limited():
         before = past if filled is None else filled.reshape(-1) - queries
         found.append(how.unseen(queries, keys, before).to(q.device))
@@ -166,7 +166,7 @@ def _rotary(op: Op) -> Function:
         y = x.reshape(*x.shape[:2], heads, -1) if flat else x.transpose(1, 2)
         size = turned or y.shape[-1]
         if positions is not None:
-            cos, sin = F.embedding(positions, cos), F.embedding(positions, sin)
+            cos, sin = (F.embedding(positions.to(table.device), table) for table in (cos, sin))
         cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
         part = y[..., :size]
         a, b = (part[..., ::2], part[..., 1::2]) if paired else part.chunk(2, -1)

@@ -196,7 +196,8 @@ def _lstm(op: Op) -> Function:
     functions = _activations(op, ["Sigmoid", "Tanh", "Tanh"], len(layer.ways))
 
     def cell_of(way: int, r: Tensor, b: Tensor | None, p: Tensor | None) -> Cell:
-        f, g, h = (_after(layer.clipped, one) for one in functions[way])
+        f, g = (_after(layer.clipped, one) for one in functions[way][:2])
+        h = functions[way][2]  # of the cell, which ONNX Runtime does not clip
         look = (0.0, 0.0, 0.0) if p is None else p.chunk(3)
 
         def cell(gates: Tensor, states: States) -> States:

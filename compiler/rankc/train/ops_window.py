@@ -22,6 +22,9 @@ def padding(op: Op) -> Function:
     auto, given = op.text("auto_pad", "NOTSET"), op.integers("pads")
     if auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise op.refuse(f"auto_pad {auto!r}; known are NOTSET, VALID, SAME_UPPER, SAME_LOWER")
+    if auto.startswith("SAME") and any(d > 1 for d in op.integers("dilations") or ()):
+        # ONNX Runtime refuses convolutions of that kind, and pads pools as if there were none.
+        raise op.refuse(f"auto_pad {auto} with dilations; it is supported without, or with pads")
 
     def pads(
         size: Sequence[int], kernel: Sequence[int], strides: Sequence[int], by: Sequence[int]
@@ -110,6 +113,8 @@ def _cutting(op: Op) -> Function:
         found = []
         for k in range(axes):
             reach = strides[k] * (size[k] - 1) + (kernel[k] - 1) * by[k] + 1
+            if reach + more[k] < sizes[k]:  # the standard fills up, ONNX Runtime does not
+                raise op.refuse(f"an output of {sizes[k]}, where the kernel reaches {reach}")
             low, high = _halves(reach + more[k] - sizes[k], auto)
             found.append((low, high - more[k]))
         return found
