@@ -82,7 +82,7 @@ def ensemble_loss(logits: Tensor, targets: Tensor, seed: int, step: int) -> Tens
     0 (Bartlett, Jordan and McAuliffe, 2006). Only its derivative is needed, at the margins of the
     batch: numbers below 0 that rise with z. They are drawn, one a place, from a positive
     distribution that is drawn itself (the inverse Box-Cox transform of exponential numbers, its
-    exponent uniform), sorted by the margins, and divided by z where z > 1, so that the loss is
+    exponent uniform), sorted by the margins, and divided by z^2 where z > 1, so that the loss is
     bounded below: Dai, EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in
     Classification (2024), algorithm 1. Scaled to a mean slope of 1/2 before that, which the
     logistic loss has at 0, so that learning rates mean the same.
@@ -101,5 +101,5 @@ def ensemble_loss(logits: Tensor, targets: Tensor, seed: int, step: int) -> Tens
     slopes = torch.from_numpy(-np.sort(drawn)[::-1] / (2 * drawn.mean())).to(flat)
     sorted_slopes = torch.empty_like(flat)
     sorted_slopes[torch.argsort(flat, stable=True)] = slopes
-    slope = (sorted_slopes / flat.clamp(min=1.0)).reshape(margins.shape)
+    slope = (sorted_slopes / flat.clamp(min=1.0).square()).reshape(margins.shape)
     return slope * margins

@@ -146,15 +146,20 @@ class Run:
         late = minutes is not None and self._seconds() > 60 * minutes
         over = self.step == self.steps or late
         if over or self.step % self.rows.steps == 0:
-            for hook in self.hooks:
-                hook.after_epoch((self.step - 1) // self.rows.steps)
+            self._end_epoch()
         every = self.settings.evaluate * self.rows.steps
         if over or math.floor(self.step / every) > math.floor((self.step - 1) / every):
             self._look()
             if self._without_better():
                 self.stopped = f"no better look in {self.settings.patience}"
+                if not over and self.step % self.rows.steps:
+                    self._end_epoch()
         if over:
             self.stopped = "all steps made" if self.step == self.steps else f"{minutes:g} minutes"
+
+    def _end_epoch(self) -> None:
+        for hook in self.hooks:
+            hook.after_epoch((self.step - 1) // self.rows.steps)
 
     def _one_step(self, batch: Minibatch) -> None:
         rate = rate_at(self.settings, self.step, self.steps)
