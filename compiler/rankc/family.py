@@ -21,6 +21,7 @@ from typing import Any, Literal
 from rankc.compression import Prepared, choose, prepare
 from rankc.errors import Exit, RecipeError
 from rankc.job import Job
+from rankc.learning import training_folder
 from rankc.packing import staging
 from rankc.pipeline import locked, take_in, write_bundle
 from rankc.planning import BudgetError
@@ -179,7 +180,8 @@ class _Making:
         """All members, made or found."""
         recipe = dataclasses.replace(self.recipe, search=None, family=None)
         own = open_metrics(recipe, trust_code=self.trust_code)
-        job = take_in(recipe, self.tell, self.trust_code)
+        training = training_folder(self.out)
+        job = take_in(recipe, self.tell, self.trust_code, training)
         members: list[Member] = []
         prepared: Prepared | None = None
         for keep in self.keeps:
@@ -190,6 +192,8 @@ class _Making:
                 member = self._made(mine, prepared, own, keep)
             members.append(member)
             self._write(members)
+        for done in training.glob("recover-*.checkpoint"):  # the training serves more members
+            done.unlink()
         return self._write(members)
 
     def _job(self, job: Job, keep: float) -> Job:
