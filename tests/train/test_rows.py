@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
 
 from rankc.data import Batch, open_source
 from rankc.errors import DataError
-from rankc.recipe import DataSpec
+from rankc.recipe import DataSpec, Images
 from rankc.train.minibatches import Block, compact, joined
 from rankc.train.rows import Rows, held_out_of
 from rankrt.session import TensorSpec
@@ -171,6 +175,53 @@ def test_a_source_that_changes_is_told() -> None:
         list(rows.batches(0))
 
 
+@dataclasses.dataclass
+class Endless(Arrays):
+    """Rows that are made as they are read, 200 MB of them."""
+
+    made: int = 250
+
+    def __post_init__(self) -> None:
+        self.rows = None
+
+    def batches(self) -> Iterator[Batch]:
+        for k in range(self.made):
+            rng = np.random.default_rng(k)
+            yield Batch({"x": rng.normal(size=(1000, 200)).astype(np.float32)}, None)
+
+
+def test_a_stream_that_does_not_fit_stays_within_its_memory() -> None:
+    tracemalloc.start()
+    try:
+        rows = Rows(Endless({}), batch_size=500, memory_mb=16)
+        count = sum(batch.size for batch in rows.batches(0))
+        looked_at = sum(batch.size for batch in rows.held_out())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (count, looked_at) == (225_000, 25_000)
+    assert 12 << 20 < peak < 24 << 20  # what is asked for, and a few blocks that pass through
+
+
+def test_a_folder_of_images_with_a_class_a_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for k in range(30):
+        folder = tmp_path / ("cat", "dog")[k % 2]
+        folder.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k:02}.png")
+    spec = DataSpec(
+        str(tmp_path), batch_size=8, label="folder", image=Images(mean=(127.0,), scale=(64.0,))
+    )
+    inputs = [TensorSpec("x", "float32", ("batch", 3, 4, 4))]
+    rows = Rows(open_source(spec, tmp_path, inputs), batch_size=9, share=0.1)
+    batches = list(rows.batches(0))
+    assert [batch.size for batch in batches] == [9, 9, 9]
+    labels = np.concatenate([np.asarray(batch.labels) for batch in batches])
+    assert sorted(set(labels.tolist())) == [0, 1]
+    assert abs(float(batches[0].feeds["x"].mean())) < 0.5
+
+
 def sources(folder: Path) -> dict[str, Path]:
     """The same 60 rows in every format that a recipe may name."""
     x = np.random.default_rng(0).normal(size=60).astype(np.float32)
@@ -188,7 +239,9 @@ def sources(folder: Path) -> dict[str, Path]:
         "    for at in range(0, 60, 7):\n"
         "        yield {'x': x[at:at + 7], 'y': np.arange(at, min(at + 7, 60)) % 2}\n"
     )
-    return {name: folder / name for name in ("rows.npz", "npy", "rows.csv", "rows.py:rows")}
+    parquet.write_table(pyarrow.table({"x": x, "y": y}), folder / "rows.parquet")
+    names = ("rows.npz", "npy", "rows.csv", "rows.py:rows", "rows.parquet")
+    return {name: folder / name for name in names}
 
 
 def test_every_kind_of_source_gives_the_same_steps(tmp_path: Path) -> None:
