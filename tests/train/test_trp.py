@@ -245,7 +245,7 @@ def test_folding_batch_norms_changes_no_rank(scheme: Any) -> None:
     hook.before_step(0)
     trained = net.to_onnx()
     fold_batch_norms(trained)
-    ranks = {site: entries[-1][1] for site, entries in hook.report()["layers"].items()}
+    ranks = {site: entries[-1][1] for site, entries in hook.report()["ranks"].items()}
     pays = [t for t in targets if ranks[t.site] <= t.most]
     assert len(pays) >= 3
     for target in pays:
@@ -321,11 +321,43 @@ def test_training_ends_at_a_lower_rank_with_the_same_loss() -> None:
     assert fewest((sizes_of(plain) ** 2).numpy(), SMALL.energy) >= 12
     assert after.looks[-1].loss <= 1.05 * before.looks[-1].loss <= 0.02 * before.looks[0].loss
     assert after.best == len(after.looks) - 1
-    steps, ranks = zip(*told["layers"]["up"], strict=True)
+    steps, ranks = zip(*told["ranks"]["up"], strict=True)
     assert steps[0] == 0
     assert list(steps) == sorted(steps)
     assert list(ranks) == sorted(ranks, reverse=True)
     assert all(step % SMALL.period == 0 for step in steps)
+
+
+def test_all_layers_come_down_to_a_share_of_their_macs_together() -> None:
+    pass_ = dataclasses.replace(SMALL, keep=0.5, anneal=0.5)
+    net, history = trained([hook_of(pass_)])
+    final = {t: history.hooks["trp"]["final"][t.site] for t in pass_.trained(student())}
+    macs = sum(t.macs for t in final)
+    assert 0.4 * macs < macs_of(final) <= 0.5 * macs
+    for target, rank in final.items():
+        assert rank_of(net, pass_.threshold, target.weight) == rank
+    plain, _ = trained([])
+    later = hook_of(pass_)
+    later.start(plain, 640)
+    later.evaluating()
+    assert macs_of({t: later.report()["final"][t.site] for t in final}) <= 0.5 * macs
+    assert error_of(net) < 0.5 * error_of(plain)
+
+
+@torch.no_grad()
+def error_of(net: Interpreter) -> float:
+    """Mean squared difference from the teacher."""
+    x = torch.from_numpy((mlp_rows(640) * 0.5).astype(np.float32))
+    return float((net(x)[0] - teacher().net(x)[0]).square().mean())
+
+
+def test_looks_change_nothing_that_training_goes_by() -> None:
+    net, hook, optimizer = started(dataclasses.replace(SMALL, keep=0.5, anneal=0.5, settled=2))
+    advance(net, hook, optimizer, range(27))
+    before = hook.state_dict()["tracks"]
+    hook.evaluating()
+    assert hook.state_dict()["tracks"] == before
+    assert set(hook.report()["final"]) == {"up", "down"}
 
 
 def test_leaving_out_layers_that_have_settled_ends_at_the_same_ranks() -> None:
@@ -348,7 +380,7 @@ def test_newton_schulz_shrinks_the_nuclear_norm_without_decomposing() -> None:
     assert after.looks[-1].loss <= 1.05 * before.looks[-1].loss
     told = after.hooks["trp"]
     assert told["decomposed"] == 2 * len(after.looks)
-    assert told["layers"] == {"up": [], "down": []}
+    assert told["ranks"] == {site: [[640, rank]] for site, rank in told["final"].items()}
     assert set(told["final"]) == {"up", "down"}
 
 
@@ -406,7 +438,7 @@ def test_only_steps_with_a_truncation_are_pulled_and_momentum_is_left_alone() ->
         if step % SMALL.period:
             assert not weight.grad.any()
         else:
-            rank = hook.report()["layers"]["up"][-1][1]
+            rank = hook.report()["ranks"]["up"][-1][1]
             assert rank_of(net, 1e-5) == rank
             torch.testing.assert_close(weight.grad, 0.5 * parts.pull(rank)[0], atol=1e-5, rtol=0)
 
@@ -419,6 +451,6 @@ def test_weights_that_are_not_finite_are_left_for_the_loop_to_tell_of() -> None:
         net.weight("A")[2, 3] = torch.inf
     hook.before_step(0)
     hook.evaluating()
-    assert hook.report()["layers"]["up"] == []
+    assert hook.report()["ranks"]["up"] == []
     assert set(hook.report()["final"]) == {"down"}
     assert torch.isinf(net.weight("A")).sum() == 1

@@ -147,7 +147,13 @@ class TrpHook(Silent):
             else:
                 due.append(target)
         parts = self._decompose(due)
-        for target, rank in self._ranks(step, parts).items():
+        for target, one in parts.items():
+            self._tracks[target.site].squares = one.squares.tolist()
+        # Those that rest count as they were when last decomposed.
+        known = {t: np.array(self._tracks[t.site].squares) for t in self._targets}
+        ranks = self._ranks(step, known)
+        for target in parts:
+            rank = ranks[target]
             self._tracks[target.site].note(step, rank, self._pass.settled)
             self._cut(target, parts[target], rank, self._pass.keep is not None)
             self._pulls[target.site] = parts[target].pull(rank)
@@ -173,7 +179,7 @@ class TrpHook(Silent):
     @torch.no_grad()
     def evaluating(self) -> None:
         parts = self._decompose(self._targets)
-        ranks = self._ranks(self._steps, parts)
+        ranks = self._ranks(self._steps, {t: one.squares for t, one in parts.items()})
         for target, rank in ranks.items():
             self._cut(target, parts[target], rank, True)
         self._final = {target.site: rank for target, rank in ranks.items()}
@@ -181,11 +187,17 @@ class TrpHook(Silent):
     def report(self) -> dict[str, Any]:
         """Ranks of every layer, [step, rank] where one changed, and how much was decomposed."""
         return {
-            "layers": {site: track.ranks for site, track in self._tracks.items()},
+            "ranks": {site: self._told(site) for site in self._tracks},
             "final": self._final,
             "decomposed": self._decomposed,
             "skipped": self._skipped,
         }
+
+    def _told(self, site: str) -> list[list[int]]:
+        """Over time, and what the last look cut it to, if that is another rank."""
+        ranks, final = self._tracks[site].ranks, self._final.get(site)
+        last = ranks[-1][1] if ranks else None
+        return ranks if final in (None, last) else [*ranks, [self._steps, final]]
 
     def state_dict(self) -> dict[str, Any]:
         tracks = {site: dataclasses.asdict(track) for site, track in self._tracks.items()}
@@ -211,14 +223,10 @@ class TrpHook(Silent):
         self._decomposed += len(parts)
         return parts
 
-    def _ranks(self, step: int, parts: Mapping[Target, Parts]) -> dict[Target, int]:
-        """Of the decomposed layers; those that rest count as they were when last seen."""
-        for target, one in parts.items():
-            self._tracks[target.site].squares = one.squares.tolist()
-        every = {t: np.array(self._tracks[t.site].squares) for t in self._targets}
-        seen = {target: squares for target, squares in every.items() if len(squares)}
-        found = Schedule(self._pass, self._steps).ranks(step, seen) if seen else {}
-        return {target: found[target] for target in parts}
+    def _ranks(self, step: int, squares: Mapping[Target, Floats]) -> dict[Target, int]:
+        """Of layers that were decomposed, by their squared singular values."""
+        known = {target: one for target, one in squares.items() if len(one)}
+        return Schedule(self._pass, self._steps).ranks(step, known) if known else {}
 
     def _cut(self, target: Target, parts: Parts, rank: int, pays: bool) -> None:
         """Cut a weight in place, if asked for only where factors are smaller than the layer."""
