@@ -73,8 +73,12 @@ class Training:
     metric: Literal["loss", "logloss", "accuracy_top1", "auc", "mse"] = "loss"
     patience: Count | None = None  # stop after that many looks without a better one
     checkpoint: Annotated[float, Ge(0)] = 2.0  # minutes between two checkpoints
-    minutes: Annotated[float, Gt(0)] | None = None  # end the training after that long
-    memory_mb: Count | None = None  # of rows in memory at once, those that are shuffled included
+    # end the training after that long, wherever the learning rate is by then; what comes out then
+    # hangs on the machine's speed
+    minutes: Annotated[float, Gt(0)] | None = None
+    # of rows in memory at once, 1024 if left out; a larger source is read again in every epoch and
+    # shuffled through a buffer of that size
+    memory_mb: Count | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     threads: Count = 1  # of the CPU; another number may change the last digits of the result
 
