@@ -121,6 +121,20 @@ def test_goes_on_from_any_step_of_any_source(step: int, memory: str, tmp_path: P
     )  # fmt: skip
 
 
+def test_goes_on_with_remembered_answers_of_the_original(tmp_path: Path) -> None:
+    """Without crops the original is asked once, before the first step of either run."""
+    rows, plain = image_rows(), {"augment": None, "optimizer": "adamw"}
+    whole, cut = Interpreter(convnet()), Interpreter(convnet())
+    expected = _train(whole, rows, None, settings=plain)
+    with pytest.raises(_StopsError):
+        stop = _Stops(17, _raise)
+        _train(Interpreter(convnet()), rows, tmp_path / "state", stage=stop, settings=plain)
+    found = _train(cut, rows, tmp_path / "state", settings=plain)
+    assert found.resumed == "gone on from step 16"
+    assert digest(cut) == digest(whole)
+    assert found.looks == expected.looks
+
+
 def test_a_finished_training_is_not_made_again(tmp_path: Path) -> None:
     rows, once, again = image_rows(), Interpreter(convnet()), Interpreter(convnet())
     first = _train(once, rows, tmp_path / "state")
