@@ -38,6 +38,13 @@ from rankc.validate.schema import Metrics, Point, check_metrics
 from rankrt.bundle import read
 from rankrt.errors import BundleError
 
+# Gates that are about the one budget of a compile: of a family the shares say it.
+_SET: Mapping[Unit, tuple[str, ...]] = {
+    "bytes": ("size_bytes", "size_ratio"),
+    "parameters": ("params", "params_ratio"),
+    "macs": ("macs", "macs_ratio"),
+    "ms": (),
+}
 INDEX, PAGE = "family.json", "family.html"
 _WORST = (Exit.USAGE, Exit.ACCURACY, Exit.PERFORMANCE, Exit.BUILD, Exit.OK)  # what is told first
 
@@ -138,7 +145,8 @@ def make_family(
     """Make a bundle for every share of the original, and an index of them.
 
     Args:
-        recipe: its budget of that unit is replaced, others hold; `search` is left out.
+        recipe: its budget of that unit is replaced, and gates on that unit are left out, for the
+            shares say it; others hold. `search` is left out, too.
         keeps: shares in (0, 1].
         out: a folder for all of them, `out/<share>` for each; the index is written after each.
         unit: what the shares are of; by default what the first budget counts, or bytes.
@@ -178,7 +186,8 @@ class _Making:
 
     def family(self) -> Family:
         """All members, made or found."""
-        recipe = dataclasses.replace(self.recipe, search=None, family=None)
+        gates = tuple(g for g in self.recipe.gates if g.metric not in _SET[self.unit])
+        recipe = dataclasses.replace(self.recipe, search=None, family=None, gates=gates)
         own = open_metrics(recipe, trust_code=self.trust_code)
         training = training_folder(self.out)
         job = take_in(recipe, self.tell, self.trust_code, training)

@@ -18,7 +18,9 @@ from projects import Done, Project, command, read_json
 from rankc.errors import Exit
 from rankrt import load
 
-KEEPS = "0.35,0.6"
+KEEPS = "0.35,0.8"
+AUC = {"metric": "auc", "goal": "max-degradation", "value": 0.05}
+HALF = {"metric": "size_ratio", "goal": "threshold", "value": 2}  # of the recipe's one budget
 
 
 def family(project: Project, *options: str) -> Done:
@@ -42,7 +44,7 @@ def written(project: Project) -> dict[str, int]:
 def made(template: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Done]:
     """A family of two, and how that went; not to be changed."""
     folder = tmp_path_factory.mktemp("family") / "project"
-    project = Project(Path(shutil.copytree(template.folder, folder)))
+    project = Project(Path(shutil.copytree(template.folder, folder))).set(gates=[AUC, HALF])
     return project, family(project, "--keep", KEEPS)
 
 
@@ -56,8 +58,11 @@ def test_every_member_is_the_bundle_that_a_compile_makes(made: tuple[Project, Do
     project, done = made
     assert done.code == Exit.OK, done.out + done.err
     assert done.last.startswith("PASSED | 2 members | ")
+    large = read_json(out_of(project) / "0.8" / "metrics.json")
+    assert large["ratios"]["size_bytes"] < HALF["value"], "nobody asks the larger one for that"
+    assert [gate["metric"] for gate in large["gates"]] == ["auc"]
     index = index_of(project)
-    assert [m["folder"] for m in index["members"]] == ["0.6", "0.35"], "the largest first"
+    assert [m["folder"] for m in index["members"]] == ["0.8", "0.35"], "the largest first"
     assert (index["recipe"], index["unit"], index["nested"]) == ("small", "bytes", True)
     whole = (project.folder / "model.onnx").stat().st_size
     for member in index["members"]:
@@ -73,7 +78,7 @@ def test_every_member_is_the_bundle_that_a_compile_makes(made: tuple[Project, Do
 
 
 def test_a_member_has_the_bytes_of_the_same_budget_compiled_alone(finished: Project) -> None:
-    finished.set(budget={"keep_ratio": 0.35}).rankc("compile")
+    finished.set(budget={"keep_ratio": 0.35}, gates=[AUC]).rankc("compile")
     alone = finished.bundle()
     for name in ("model.onnx", "plan.json", "recipe.yaml", "recipe.lock.json", "golden.npz"):
         assert (out_of(finished) / "0.35" / name).read_bytes() == alone[name], name
@@ -89,13 +94,13 @@ def test_what_is_there_is_not_made_again(finished: Project) -> None:
     assert "calibrate" not in done.out
     assert written(finished) == before
     assert (out_of(finished) / "family.json").read_bytes() == index
-    with (out_of(finished) / "0.6" / "model.onnx").open("ab") as file:
+    with (out_of(finished) / "0.8" / "model.onnx").open("ab") as file:
         file.write(b"more")
     done = family(finished, "--keep", KEEPS)
     after = written(finished)
     assert done.code == Exit.OK
     assert after["0.35"] == before["0.35"]
-    assert after["0.6"] != before["0.6"]
+    assert after["0.8"] != before["0.8"]
     family(finished, "--keep", "0.35", "--set", "seed=1")
     assert written(finished)["0.35"] != before["0.35"]
 

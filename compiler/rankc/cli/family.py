@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _HELP = """\
 Makes a bundle for every share of a list. The model is trained, calibrated and decomposed once; each
 share is then planned, carried out, proved by the recipe's gates and packed in OUT/<share>, the
-largest first. OUT/family.json lists all of them, OUT/family.html shows them.
+largest first. OUT/family.json lists all of them, OUT/family.html shows them. Gates on what the
+shares set (macs_ratio, where they are of MACs) are left out; all others have to hold.
 
   rankc family digits-maestro --keep 0.66,0.5,0.36
   rankc family ctr-lowrank --keep 0.5,0.25,0.1 --unit bytes
