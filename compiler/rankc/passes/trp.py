@@ -69,7 +69,7 @@ class Trp:
     anneal: Annotated[float, Ge(0), Le(1)] = 0.0
     nuclear: Annotated[float, Ge(0)] = 3e-4  # lambda, weight of the nuclear norm
     # svd: truncations, lambda in their steps alone; newton-schulz: lambda in every step, decoupled
-    # from the gradient, and no truncation before the net is looked at: cheap for wide layers
+    # from the gradient, by matrix products alone, and no truncation before the net is looked at
     step: Literal["svd", "newton-schulz"] = "svd"
     # a layer whose rank was the same for that many truncations is left out of as many, less one,
     # before it is truncated again; 0 leaves none out
