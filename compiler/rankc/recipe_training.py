@@ -15,11 +15,15 @@ Weight = Annotated[float, Ge(0)]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Augment:
-    """Random changes of images (rows, channels, height, width), another one for every row."""
+    """Random changes of the rows that are trained on, another one for every row."""
 
     pad: Annotated[int, Ge(0)] = 0  # pixels of border that crops of the image's size are drawn from
     fill: float = 0.0  # what the border is filled with, as the model sees it
     flip: bool = False  # left and right, every other time
+    # columns: share of the ids that are another row's, each column's from a row of its own, and of
+    # the rows whose numbers are another's; endless rows that no table has seen together, to
+    # distil from. Their labels would be wrong
+    mix: Annotated[float, Ge(0), Le(0.5)] = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,8 +83,18 @@ class Training:
     # of rows in memory at once, 1024 if left out; a larger source is read again in every epoch and
     # shuffled through a buffer of that size
     memory_mb: Count | None = None
+    # of activations and their gradients: bf16 takes about half the time where the processor has it,
+    # weights and looks at the rows held out stay in fp32
+    precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     threads: Count = 1  # of the CPU; another number may change the last digits of the result
+
+    def __post_init__(self) -> None:
+        if self.augment is not None and self.augment.mix and self.objective.label:
+            raise ValueError(
+                "augment.mix makes rows whose labels are not known: set objective.label to 0, and "
+                "learn from the original's answers alone"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

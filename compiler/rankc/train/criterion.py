@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import torch
 
@@ -54,6 +55,7 @@ class Criterion:
         teacher: Teacher | None,
         batch: Minibatch,
         where: str,
+        precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         """Find out what answers are, and check that the objective can be had.
 
@@ -63,12 +65,14 @@ class Criterion:
             teacher: the original, on the same device; needed unless only labels count.
             batch: a few rows.
             where: the data, for messages.
+            precision: of what flows through both, while the net is in training.
 
         Raises:
             RecipeError: labels are asked for and there are none, a glob of `match` fits nothing.
             ModelError: there is no answer to train on.
         """
         self.objective, self.where = objective, where
+        self._half = precision == "bf16"
         self._net, self._teacher = net, teacher
         self.reading = reading_of(net if teacher is None else teacher.net, objective, batch)
         self._logit = self.reading.value_of(net)
@@ -106,25 +110,29 @@ class Criterion:
         Raises:
             DataError: labels that do not fit the answer.
         """
-        original = self._original(
-            batch, remembered
-        )  # first: what the net computes is then still in the cache
-        with self._net.capture(self._logit, *self._matched) as seen:
-            self._net.run(batch.feeds)
-        logits, targets = self.reading.logits(seen[self._logit]), None
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self._lowered):
+            # first: what the net computes is then still in the cache
+            original = self._original(batch, remembered)
+            with self._net.capture(self._logit, *self._matched) as seen:
+                self._net.run(batch.feeds)
+        logits, targets = self.reading.logits(seen[self._logit].float()), None
         if batch.labels is not None:
             targets = self.reading.targets(batch, logits, where or self.where)
         parts = dict[str, Tensor]()
         if self.objective.label and targets is not None:
             parts["label"] = self.objective.label * self._of_task(logits, targets, draw)
         if self.objective.distill:
-            before = self.reading.logits(original[self._original_logit])
+            before = self.reading.logits(original[self._original_logit].float())
             apart = distance(self.reading.family, before, logits, self.objective.temperature)
             parts["distill"] = self.objective.distill * _by_row(apart, self._counted(targets))
         for name, weight in self._matched.items():
             apart = _apart(name, original[name], seen[name])
             parts[f"match {name}"] = weight * _whole(apart, batch.size)
         return Terms(parts, logits, targets)
+
+    @property
+    def _lowered(self) -> bool:
+        return self._half and self._net.training
 
     def _original(self, batch: Minibatch, remembered: Remembered | None) -> Mapping[str, Tensor]:
         if remembered is not None:

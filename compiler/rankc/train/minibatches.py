@@ -29,6 +29,11 @@ class Minibatch:
         """How many rows."""
         return len(self.rows)
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return next(iter(self.feeds.values())).device
+
     def to(self, device: torch.device) -> Minibatch:
         """The same on a device."""
         feeds = {name: tensor.to(device) for name, tensor in self.feeds.items()}
