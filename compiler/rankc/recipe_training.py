@@ -20,9 +20,9 @@ class Augment:
     pad: Annotated[int, Ge(0)] = 0  # pixels of border that crops of the image's size are drawn from
     fill: float = 0.0  # what the border is filled with, as the model sees it
     flip: bool = False  # left and right, every other time
-    # columns: share of the ids that are another row's, each column's from a row of its own, and of
-    # the rows whose numbers are another's; endless rows that no table has seen together, to
-    # distil from. Their labels would be wrong
+    # columns: share of the ids that are another row's, of each column another one's, and of the
+    # rows whose numbers are another's: endless rows to learn the original's answers from, which no
+    # table has seen together. There are no labels for them
     mix: Annotated[float, Ge(0), Le(0.5)] = 0.0
 
 
@@ -92,7 +92,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.augment is not None and self.augment.mix and self.objective.label:
             raise ValueError(
-                "augment.mix makes rows whose labels are not known: set objective.label to 0, and "
+                "augment.mix makes rows whose labels nobody knows: set objective.label to 0, and "
                 "learn from the original's answers alone"
             )
 

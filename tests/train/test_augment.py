@@ -10,7 +10,7 @@ import torch
 from builders import model_of, weight
 from rankc.errors import RecipeError
 from rankc.progress import SilentProgress
-from rankc.recipe_training import Augment, Training
+from rankc.recipe_training import Augment, Objective, Training
 from rankc.train.augment import augmented
 from rankc.train.interpreter import Interpreter
 from rankc.train.loop import train
@@ -65,7 +65,7 @@ def test_no_change_asked_for_is_none() -> None:
 def test_other_inputs_stay() -> None:
     found = augmented({"x": IMAGES, "ids": torch.arange(40)}, Augment(pad=1), 0, 0)
     assert torch.equal(found["ids"], torch.arange(40))
-    with pytest.raises(RecipeError, match=r"changes images, .* the model takes ids \(40,\)"):
+    with pytest.raises(RecipeError, match=r"change images, .* the model takes ids \(40,\)"):
         augmented({"ids": torch.arange(40)}, Augment(pad=1), 0, 0)
 
 
@@ -89,3 +89,30 @@ def test_the_original_sees_the_same_images() -> None:
         history = train(net, rows, settings, seed=0, teacher=Teacher(linear()), stage=stage)
     assert [look.loss for look in history.looks] == [0.0] * len(history.looks)
     assert digest(net) == before
+
+
+def test_mixed_ids_are_those_of_their_column_and_numbers_of_a_row_stay_together() -> None:
+    rows = torch.arange(500)
+    ids = torch.stack([rows, rows + 1000, rows + 2000], dim=1)
+    dense = torch.stack([rows, -rows], dim=1).float()
+    found = augmented({"ids": ids, "dense": dense}, Augment(mix=0.2), 0, 0)
+    for column in range(3):
+        assert (found["ids"][:, column] // 1000 == column).all(), "another column's"
+    changed = (found["ids"] != ids).float()
+    assert changed.mean().item() == pytest.approx(0.2, abs=0.03)
+    of_a_row = changed.sum(dim=1)
+    assert {0.0, 1.0, 2.0} <= set(of_a_row.tolist()), "columns of a row come from several"
+    assert torch.equal(found["dense"][:, 0], -found["dense"][:, 1])
+    assert 0.1 < (found["dense"][:, 0] != dense[:, 0]).float().mean().item() < 0.3
+    again = augmented({"ids": ids, "dense": dense}, Augment(mix=0.2), 0, 0)
+    assert all(torch.equal(found[name], again[name]) for name in found)
+
+
+def test_columns_cannot_be_mixed_where_there_are_none() -> None:
+    with pytest.raises(RecipeError, match=r"mix changes columns, .* takes x \("):
+        augmented({"x": IMAGES}, Augment(mix=0.1), 0, 0)
+
+
+def test_mixed_rows_have_no_labels() -> None:
+    with pytest.raises(ValueError, match=r"set objective\.label to 0"):
+        Training(augment=Augment(mix=0.1), objective=Objective(label=0.5))

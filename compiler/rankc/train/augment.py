@@ -1,4 +1,4 @@
-"""Random crops and flips of images, another for every row, drawn from the seed and the step."""
+"""Rows changed at random, others in every step: crops and flips of images, mixed columns."""
 
 from __future__ import annotations
 
@@ -18,28 +18,57 @@ _AUGMENT = 3  # what numbers are drawn for
 def augmented(
     feeds: Mapping[str, Tensor], settings: Augment, seed: int, step: int
 ) -> dict[str, Tensor]:
-    """Every input of four axes changed, the others as they are.
+    """Images cropped and flipped, columns mixed between rows.
 
     Args:
-        feeds: by input name, images being (rows, channels, height, width).
+        feeds: by input name, images being (rows, channels, height, width), columns (rows,) or
+            (rows, columns), ids where they are integers.
         settings: how.
         seed: with `step` all that the draw depends on, so that nothing has to be kept of it.
         step: of the training.
 
     Raises:
-        RecipeError: no input has images.
+        RecipeError: no input has what is to be changed.
     """
-    if not any(tensor.dim() == 4 for tensor in feeds.values()):
-        told = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in feeds.items())
+    _require(feeds, settings)
+    rng = np.random.default_rng([_AUGMENT, seed, step])
+    changed = dict(feeds)
+    for name, tensor in feeds.items():
+        if tensor.dim() == 4:
+            changed[name] = _changed(tensor, settings, rng)
+        elif tensor.dim() in (1, 2) and settings.mix:
+            changed[name] = _mixed(tensor, settings.mix, rng)
+    return changed
+
+
+def _require(feeds: Mapping[str, Tensor], settings: Augment) -> None:
+    axes = {tensor.dim() for tensor in feeds.values()}
+    told = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in feeds.items())
+    if (settings.pad or settings.flip) and 4 not in axes:
         raise RecipeError(
-            f"train.augment changes images, (rows, channels, height, width), and the model takes "
+            f"augment: pad and flip change images, (rows, channels, height, width), and the model "
+            f"takes {told}; leave them out"
+        )
+    if settings.mix and not axes & {1, 2}:
+        raise RecipeError(
+            f"augment: mix changes columns, (rows,) or (rows, columns), and the model takes "
             f"{told}; leave it out"
         )
-    rng = np.random.default_rng([_AUGMENT, seed, step])
-    return {
-        name: _changed(tensor, settings, rng) if tensor.dim() == 4 else tensor
-        for name, tensor in feeds.items()
-    }
+
+
+def _mixed(tensor: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Some ids of every row from other rows, a column from a row; numbers of a row together."""
+    columns = tensor if tensor.dim() == 2 else tensor[:, None]
+    if columns.is_floating_point():
+        drawn = rng.random(len(columns)) < share
+        source = np.where(drawn, rng.permutation(len(columns)), np.arange(len(columns)))
+        return tensor[torch.from_numpy(source).to(tensor.device)]
+    shape = tuple(columns.shape)
+    of_row = 2 * share * rng.random((shape[0], 1))  # some rows are changed much, others little
+    drawn = rng.random(shape) < of_row
+    source = np.where(drawn, rng.integers(0, shape[0], shape), np.arange(shape[0])[:, None])
+    found = columns.gather(0, torch.from_numpy(source).to(tensor.device))
+    return found if tensor.dim() == 2 else found[:, 0]
 
 
 def _changed(image: Tensor, settings: Augment, rng: np.random.Generator) -> Tensor:

@@ -64,7 +64,9 @@ class Run:
         self.net, self.rows, self.settings, self.seed = net, rows, settings, seed
         self.hooks, self.stage, self.device = hooks, stage, device
         self.teacher = teacher
-        self.criterion = Criterion(net, settings.objective, teacher, rows.first(), rows.where)
+        self.criterion = Criterion(
+            net, settings.objective, teacher, rows.first(), rows.where, settings.precision
+        )
         self._check_labels()
         self.answers, self.held_out_answers = self._remember()
         self.steps = max(1, round(settings.epochs * rows.steps))
