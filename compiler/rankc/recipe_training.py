@@ -110,3 +110,4 @@ class Recovery(Training):
     # keep the trained weights only if the held-out rows say so: their loss falls by more than
     # `margin` times the standard error of the fall, row by row
     margin: Annotated[float, Ge(0)] = 1.0
+    guard: bool = True  # false: keep them whatever the rows held out say

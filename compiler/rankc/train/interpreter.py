@@ -143,16 +143,20 @@ class Interpreter(nn.Module):
         return getattr(self, self._buffers_of[name])  # type: ignore[no-any-return]
 
     def compute_weight(self, name: str, module: nn.Module) -> None:
-        """Take a weight from `module()` at every run, e.g. as the product of two factors.
+        """Take an initializer from `module()` at every run, e.g. as the product of two factors.
 
-        The module's parameters are trained in the weight's place.
+        The module's parameters are trained in its place.
 
         Raises:
-            KeyError: there is no weight of that name.
+            KeyError: there is no initializer of that name, or it is computed already.
             ModelError: the module's tensor has another shape.
         """
-        key = self._parameters_of.pop(name)
-        shape = tuple(self._parameters.pop(key).shape)  # type: ignore[union-attr]
+        if name in self._parameters_of:
+            key = self._parameters_of.pop(name)
+            shape = tuple(self._parameters.pop(key).shape)  # type: ignore[union-attr]
+        else:
+            key = self._buffers_of.pop(name)
+            shape = tuple(self._buffers.pop(key).shape)  # type: ignore[union-attr]
         with torch.no_grad():
             found = tuple(module().shape)
         if found != shape:

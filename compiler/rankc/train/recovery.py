@@ -21,12 +21,14 @@ import torch
 from torch import nn
 
 from rankc.errors import ModelError
+from rankc.graph import matches
 from rankc.train.hooks import Silent
 from rankc.train.interpreter import Interpreter
 from rankc.train.pairs import Pair, Unfolding, pairs_of, rebalance, separate
 
 Tensor = torch.Tensor
 Parameters = Literal["all", "factors", "singular"]
+_MOVES = ("Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Identity")
 
 
 class Scaled(nn.Module):
@@ -45,37 +47,102 @@ class Scaled(nn.Module):
         return self.weight * self.scale.reshape(self._shape)
 
 
+class Codes(nn.Module):
+    """A table of int8 as the numbers that it rounds, with gradients straight through the rounding.
+
+    The parameter has a mean square of 1, so that a step means the same for every table.
+    """
+
+    def __init__(self, codes: Tensor) -> None:
+        """Args: the table, int8."""
+        super().__init__()
+        exact = codes.detach().to(torch.float32)
+        self.size: Tensor
+        self.register_buffer("size", exact.square().mean().sqrt().clamp_min(1.0))
+        self.plain = nn.Parameter(exact / self.size)
+
+    def forward(self) -> Tensor:
+        """Whole numbers from -127 to 127, as floats."""
+        scaled = (self.plain * self.size).clamp(-127.0, 127.0)
+        return scaled + (scaled.round() - scaled).detach()
+
+
 class Recovering(Silent):
     """Trains singular values alone, and keeps first factors orthonormal, as asked."""
 
     name = "recovery"
 
-    def __init__(self, pairs: Sequence[Pair], parameters: Parameters, orthogonality: float) -> None:
-        """Args: of the model; what is trained; the weight of the penalty."""
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        parameters: Parameters,
+        orthogonality: float,
+        frozen: Sequence[str] = (),
+    ) -> None:
+        """Make a hook.
+
+        Args:
+            pairs: of the model that will be trained.
+            parameters: what is trained.
+            orthogonality: weight of the penalty.
+            frozen: patterns of tables of codes that are not to be trained.
+        """
+        self._frozen = tuple(frozen)
         self._pairs = tuple(separate(pairs))
-        self._singular, self._orthogonality = parameters == "singular", orthogonality
+        self._parameters, self._orthogonality = parameters, orthogonality
+        self._computed: list[str] = []
         self._net: Interpreter | None = None
 
     def start(self, net: Interpreter, steps: int) -> None:
         self._net = net
-        if self._singular:
+        modules: dict[str, nn.Module] = {}
+        if self._parameters == "singular":
             for pair in self._pairs:
-                weight = net.weight(pair.second.name)
-                net.compute_weight(pair.second.name, Scaled(weight, pair.second.axis))
+                name = pair.second.name
+                modules[name] = Scaled(net.weight(name), pair.second.axis)
+        elif self._parameters == "all":
+            names = tables_of_codes(net.graph, self._frozen)
+            modules = {name: Codes(net.weight(name)) for name in names}
+        for name, module in modules.items():
+            net.compute_weight(name, module)
+        self._computed = list(modules)
 
     def penalty(self) -> Tensor | None:
-        if not self._orthogonality or self._singular or self._net is None:
+        if not self._orthogonality or self._parameters == "singular" or self._net is None:
             return None
         terms = [from_identity(self._net.weight(p.first.name), p.first) for p in self._pairs]
         return self._orthogonality * torch.stack(terms).sum() if terms else None
 
     def finish(self, net: Interpreter) -> None:
-        if self._singular:
-            for pair in self._pairs:
-                net.settle_weight(pair.second.name)
+        for name in self._computed:
+            net.settle_weight(name)
 
     def report(self) -> dict[str, Any]:
         return {"pairs": [pair.nodes[0] for pair in self._pairs]}
+
+
+def tables_of_codes(graph: ir.Graph, frozen: Sequence[str] = ()) -> list[str]:
+    """Initializers of int8 whose rows are looked up and then become floats, and nothing else."""
+    return [
+        str(name)
+        for name, value in graph.initializers.items()
+        if value.dtype == ir.DataType.INT8
+        and not any(matches(name, pattern) for pattern in frozen)
+        and _becomes_float(value, gathered=False)
+    ]
+
+
+def _becomes_float(value: ir.Value, *, gathered: bool) -> bool:
+    """Whether all that is made of the value is a Cast to floats, through moves alone."""
+
+    def fits(node: ir.Node, index: int) -> bool:
+        if gathered and node.op_type == "Cast":
+            return ir.DataType(node.attributes["to"].as_int()).is_floating_point()
+        moved = node.op_type in _MOVES if gathered else node.op_type == "Gather" and index == 0
+        return moved and _becomes_float(node.outputs[0], gathered=True)
+
+    uses = list(value.uses())
+    return bool(uses) and not value.is_graph_output() and all(fits(*use) for use in uses)
 
 
 def from_identity(weight: Tensor, side: Unfolding) -> Tensor:

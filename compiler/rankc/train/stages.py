@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -125,37 +126,58 @@ def recover_model(
     before = held_out_losses(Interpreter(model), rows, settings, teacher)
     _put_batch_norms(student, settings, rows)
     net = _net(student, settings, rows, frozen_but(student, pairs, settings.parameters))
-    hook = Recovering(pairs, settings.parameters, settings.orthogonality)
+    hook = Recovering(pairs, settings.parameters, settings.orthogonality, settings.freeze)
     history = train(
         net, rows, settings, seed=seed, teacher=teacher, hooks=[hook], stage=stage,
         checkpoint=_made(checkpoint), resume=True,
     )  # fmt: skip
     trained = _finished(net)
     after = held_out_losses(Interpreter(trained), rows, settings, teacher)
-    kept, why = judged(before, after, settings.margin)
-    if history.best == 0:
-        kept, why = False, f"no look at the rows held out was better than the first; {why}"
+    fall = Fall.of(before, after)
+    kept, why = _kept(settings, fall, history)
     stage.note(f"{history.told()}; {'kept' if kept else 'not kept'}")
-    return (trained if kept else model), _lesson("recover", history, kept, why)
+    lesson = _lesson("recover", history, kept, why)
+    lesson["fall"], lesson["standard_error"] = fall.mean, fall.error
+    return (trained if kept else model), lesson
 
 
-def judged(before: Losses, after: Losses, margin: float) -> tuple[bool, str]:
-    """Whether the loss of rows held out fell by more than chance, and a sentence on it.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fall:
+    """By how much the loss of rows held out fell."""
 
-    Args:
-        before: loss of each row, (rows,).
-        after: the same rows.
-        margin: standard errors that the mean fall has to exceed.
-    """
-    falls = before - after
-    mean = float(falls.mean())
-    error = float(falls.std(ddof=1) / np.sqrt(len(falls))) if len(falls) > 1 else float("inf")
-    kept = mean > margin * error
+    rows: int
+    start: float  # mean loss before
+    mean: float
+    error: float  # standard error of the mean; infinite of a single row
+
+    @classmethod
+    def of(cls, before: Losses, after: Losses) -> Fall:
+        """Of the losses of the same rows, (rows,) each."""
+        falls = before - after
+        rows = len(falls)
+        error = float(falls.std(ddof=1) / np.sqrt(rows)) if rows > 1 else float("inf")
+        return cls(rows, float(before.mean()), float(falls.mean()), error)
+
+    def exceeds(self, margin: float) -> bool:
+        """Whether it is more than that many standard errors."""
+        return self.mean > margin * self.error
+
+    def told(self) -> str:
+        return (
+            f"on {self.rows:,} rows held out the loss fell by {self.mean:.3g} ± {self.error:.2g} "
+            f"(standard error) from {self.start:.5g}"
+        )
+
+
+def _kept(settings: Recovery, fall: Fall, history: History) -> tuple[bool, str]:
+    """Whether the trained weights go on, and why."""
+    if not settings.guard:
+        return True, f"{fall.told()}; the recipe keeps them whatever it says"
+    if history.best == 0:
+        return False, "no look at the rows held out was better than the one before any step"
+    kept = fall.exceeds(settings.margin)
     word = "more" if kept else "not more"
-    return kept, (
-        f"on {len(falls):,} rows held out the loss fell by {mean:.3g} ± {error:.2g} "
-        f"(standard error), from {before.mean():.5g}: {word} than {margin:g} of them"
-    )
+    return kept, f"{fall.told()}: {word} than {settings.margin:g} of them"
 
 
 def preprocessing(model: ir.Model) -> list[str]:

@@ -159,6 +159,8 @@ class Lesson(TypedDict):
     best: float  # epoch of the weights that were taken
     kept: bool  # whether the trained weights go on; without a guard they do
     why: str  # a sentence on that
+    fall: NotRequired[float]  # of the mean loss of rows held out, by which `kept` is decided
+    standard_error: NotRequired[float]  # of that fall
     ranks: NotRequired[dict[str, list[tuple[int, int]]]]  # of layers: from which step on which rank
 
 
