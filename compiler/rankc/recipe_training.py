@@ -109,5 +109,5 @@ class Recovery(Training):
     orthogonality: Weight = 0.0
     # keep the trained weights only if the held-out rows say so: their loss falls by more than
     # `margin` times the standard error of the fall, row by row
-    margin: Annotated[float, Ge(0)] = 1.0
+    margin: Annotated[float, Ge(0)] = 2.0
     guard: bool = True  # false: keep them whatever the rows held out say

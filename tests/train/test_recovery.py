@@ -16,7 +16,13 @@ from builders import model_of, weight
 from rankc.errors import ModelError
 from rankc.train.interpreter import Interpreter
 from rankc.train.pairs import balanced, pairs_of, rebalance
-from rankc.train.recovery import Recovering, from_identity, frozen_but, prepared
+from rankc.train.recovery import (
+    Recovering,
+    frozen_but,
+    from_identity,
+    prepared,
+    tables_of_codes,
+)
 
 
 def pair_models() -> list[ir.Model]:
