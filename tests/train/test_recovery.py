@@ -18,8 +18,8 @@ from rankc.train.interpreter import Interpreter
 from rankc.train.pairs import balanced, pairs_of, rebalance
 from rankc.train.recovery import (
     Recovering,
-    frozen_but,
     from_identity,
+    frozen_but,
     prepared,
     tables_of_codes,
 )
