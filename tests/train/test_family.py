@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Done]:
         tmp_path_factory.mktemp("family"),
         convnet(),
         {"x": images(320)},
-        passes=[{"maestro": {"min_size": 64, "round_to": 1, "sampled": 3}}],
+        passes=[{"maestro": {"min_size": 64, "round_to": 1}}],
         budget={"unit": "macs", "keep_ratio": 1.0},
         train={"epochs": 2, "lr": 0.01},
     ).without_validation()

@@ -19,7 +19,7 @@ from rankc.errors import ModelError
 from rankc.factors import LEARNED, Factors, attach_factors, balanced
 from rankc.graph import constant
 from rankc.passbase import Site
-from rankc.passes.maestro import Maestro
+from rankc.passes.maestro import Maestro, Target
 from rankc.progress import SilentProgress
 from rankc.recipe_training import Objective, Training
 from rankc.train.batch_norm import fold_batch_norms, insert_batch_norms, reestimate_batch_norms
@@ -27,14 +27,15 @@ from rankc.train.history import History
 from rankc.train.hooks import Hook, Silent
 from rankc.train.interpreter import Interpreter
 from rankc.train.loop import train
-from rankc.train.maestro import Draws, Factored, MaestroHook
+from rankc.train.maestro import Factored, MaestroHook
+from rankc.train.maestro_draws import LEVELS, Budgets, Pairs, ranks_within
 from rankc.train.rows import Rows
 from rankc.train.teacher import Teacher
 from rankrt.session import open_model
 from sources import Rows as InMemory
 
 Array = NDArray[Any]
-SMALL = Maestro(min_size=64, round_to=1)
+SMALL = Maestro(min_size=64, round_to=1, sampling="layer")
 INPUTS, OUTPUTS = 10, 12
 TASK = Objective(task="regression", label=1.0, distill=0.0)
 
@@ -115,7 +116,7 @@ def test_the_rank_of_what_is_learned_is_found(rank: int, lasso: float) -> None:
     """Labels of a layer of low rank; the model starts as anything, and its last ranks die out."""
     wanted, rng = matrix_with(np.linspace(3, 2, rank), seed=1), np.random.default_rng(2)
     model, x = linear(0.3 * rng.normal(size=(INPUTS, OUTPUTS))), white(1500)
-    options = Maestro(min_size=64, round_to=1, group_lasso=lasso, shrink=0.02)
+    options = Maestro(min_size=64, round_to=1, group_lasso=lasso, shrink=0.02, sampling="layer")
     net, hook = Interpreter(model), MaestroHook(options, options.trained(model), 0)
     settings = Training(epochs=40, objective=TASK, lr=0.02, weight_decay=0.0)
     history = trained(net, rows_of(x, x @ wanted.astype(np.float32)), settings, [hook])
@@ -213,9 +214,12 @@ class _Cut(Silent):
             raise KeyboardInterrupt
 
 
-def test_a_training_that_was_cut_off_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampling", ["layer", "budget"])
+def test_a_training_that_was_cut_off_goes_on_to_the_same_bytes(
+    tmp_path: Path, sampling: Any
+) -> None:
     """In the middle of an epoch, after ranks have fallen."""
-    pass_ = Maestro(min_size=64, round_to=1, group_lasso=0.03, shrink=0.3)
+    pass_ = Maestro(min_size=64, round_to=1, group_lasso=0.03, shrink=0.3, sampling=sampling)
     settings = Training(epochs=5, lr=0.02, checkpoint=0.0)
     model, _ = trainable(pass_)
 
@@ -314,13 +318,49 @@ def test_the_penalty_is_that_of_every_suffix() -> None:
 
 def test_pairs_are_drawn_without_replacement_and_in_another_order_each_time() -> None:
     ranks = [3, 1, 4]
-    draws = Draws(7, ranks)
+    draws = Pairs(7, ranks)
     pairs = {(layer, rank + 1) for layer, most in enumerate(ranks) for rank in range(most)}
     rounds = [[draws.next() for _ in range(8)] for _ in range(3)]
     assert all(set(one) == pairs for one in rounds)
     assert rounds[0] != rounds[1] != rounds[2]
-    again = Draws(7, ranks)
+    again = Pairs(7, ranks)
     again.load_state_dict(draws.state_dict())
     assert [draws.next() for _ in range(20)] == [again.next() for _ in range(20)]
     draws.restart([2, 1, 1])
     assert {draws.next() for _ in range(4)} == {(0, 1), (0, 2), (1, 1), (2, 1)}
+
+
+def some_targets() -> list[Target]:
+    model, _ = trainable(SMALL)
+    return SMALL.trained(model)
+
+
+def test_ranks_fit_into_the_share_of_macs() -> None:
+    """What is worth most for each MAC comes first, and a direction needs those before it."""
+    targets, rng = some_targets(), np.random.default_rng(0)
+    gains = [np.sort(rng.random(min(t.unfolding.rows, t.unfolding.columns)))[::-1] for t in targets]
+    gains[0][3] = 5.0  # a late one that is worth much: those before it are, too
+    dense = sum(target.macs for target in targets)
+    last = None
+    for share in (1.0, 0.7, 0.4, 0.2):
+        ranks = ranks_within(gains, targets, share)
+        pairs = list(zip(ranks, targets, strict=True))
+        assert sum(min(r * t.macs_a_rank, t.macs) for r, t in pairs) <= share * dense
+        assert last is None or all(a <= b for a, b in zip(ranks, last, strict=True))
+        last = ranks
+    assert ranks_within(gains, targets, 0.2)[0] >= 4
+
+
+def test_budgets_are_drawn_anew_for_every_step_and_planned_anew_now_and_then() -> None:
+    targets = some_targets()
+    gains = [np.arange(8, 0, -1.0)] * len(targets)
+    budgets = Budgets(3, targets, 0.2)
+    assert budgets.due(7)
+    budgets.plan(gains)
+    assert not budgets.due(7)
+    assert budgets.due(100)
+    drawn = [budgets.next(step) for step in range(60)]
+    assert len({tuple(ranks) for ranks in drawn}) > LEVELS // 2
+    again = Budgets(3, targets, 0.2)
+    again.load_state_dict(budgets.state_dict())
+    assert [again.next(step) for step in range(60)] == drawn

@@ -1,7 +1,7 @@
 """Layers whose directions training has put in order: train once, then cut every layer where asked.
 
 A layer y = W p + b is trained as two factors, W = sum of u_j v_jT over j, with ordered dropout:
-at each step one layer runs on its first j directions only, j drawn anew, so that every prefix is a
+at each step layers run on their first j directions only, j drawn anew, so that every prefix is a
 good layer. A group lasso on suffixes empties the last ones, which are then dropped for good
 (`rankc.train.maestro`). Rank r is the first r directions; with M the moment of p,
     E|y - y'|^2 = tr(D M DT)     D = W - sum of the first r     b' = b + D mean(p)
@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from rankc.convolution.refit import Refit, given, refit
 from rankc.errors import ModelError
@@ -67,7 +67,11 @@ class Maestro:
     ignore: tuple[str, ...] = ()  # layers to leave alone, the same way
     scheme: Scheme = "spatial"  # how convolutions split; where one axis has all taps, as channel
     rank: Annotated[int, Ge(1)] | None = None  # one for all; by default what the budget allows
-    sampled: Annotated[int, Ge(0)] = 1  # layers that run at a drawn rank in a step of training
+    # what runs on its first directions in a step of training. budget: all layers, at ranks that fit
+    # into a share of their MACs that is drawn; layer: as in the paper, one at a drawn rank
+    sampling: Literal["budget", "layer"] = "budget"
+    smallest: Annotated[float, Gt(0), Le(1)] = 0.15  # `budget`: the least share of MACs
+    sampled: Annotated[int, Ge(0)] = 1  # `layer`: how many are drawn
     # weight of the hierarchical group lasso that makes ranks fall while training: 0 keeps them all,
     # for a family of models; else to be tuned over decades
     group_lasso: Annotated[float, Ge(0)] = 0.0

@@ -1,8 +1,9 @@
 """Maestro's training: layers as two factors whose directions come in order of importance.
 
 Each targeted weight becomes  W = sum of u_j v_jT,  from the balanced SVD of what it was. In a step
-one layer, drawn without replacement from all pairs of a layer and a rank, runs on its first j
-directions, all others on all that they have; so what counts most is learned first. The penalty
+layers run on their first directions only (`rankc.train.maestro_draws`): one of them, drawn without
+replacement from all pairs of a layer and a rank, as in the paper; or all of them, at the ranks that
+fit into a share of the MACs that is drawn. So what counts most is learned first. The penalty
     lambda sum over layers, j of  |(u_j, u_j+1, ...)| + |(v_j, v_j+1, ...)|
 lies heaviest on the last directions. After every epoch those of least importance,
 |(u_j, ...)| |(v_j, ...)| below epsilon, are dropped for good. The graph is not restructured.
@@ -21,9 +22,11 @@ from torch import nn
 
 from rankc.errors import ModelError
 from rankc.factors import LEARNED, Factors, Unfolding, balanced
+from rankc.linalg import Floats
 from rankc.passes.maestro import Maestro, Target
 from rankc.train.hooks import Silent
 from rankc.train.interpreter import Interpreter
+from rankc.train.maestro_draws import Budgets, Pairs
 
 Tensor = torch.Tensor
 
@@ -65,6 +68,12 @@ class Factored(nn.Module):
         return u, v
 
     @torch.no_grad()
+    def gains(self) -> Floats:
+        """|u_j|^2 |v_j|^2 of the directions that are kept: the energy of each, (rank,)."""
+        squares = self.first.square().sum(0) * self.second.square().sum(1)
+        return np.asarray(squares[: self.rank].cpu().numpy(), np.float64)
+
+    @torch.no_grad()
     def shrink(self, epsilon: float) -> None:
         """Drop the directions of less importance than that, but the first."""
         u, v = self.suffixes()
@@ -84,47 +93,6 @@ def _root(squares: Tensor) -> Tensor:
     """Square roots with a gradient of 0 at 0."""
     positive = squares > 0
     return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
-
-
-class Draws:
-    """Pairs of a layer and a rank, without replacement; in another order every time round."""
-
-    def __init__(self, seed: int, ranks: Sequence[int]) -> None:
-        self._seed, self.ranks, self.cycle, self.at = seed, list(ranks), 0, 0
-        self._shuffle()
-
-    def _shuffle(self) -> None:
-        rng = np.random.default_rng([self._seed, self.cycle])
-        self._order = rng.permutation(sum(self.ranks))
-        self._starts = np.concatenate([[0], np.cumsum(self.ranks)])
-
-    def next(self) -> tuple[int, int]:
-        """The number of a layer, and a rank of it from 1 to all that it has."""
-        if self.at == len(self._order):
-            self._go_to(self.cycle + 1, 0)
-        pair = int(self._order[self.at])
-        self.at += 1
-        layer = int(np.searchsorted(self._starts, pair, side="right")) - 1
-        return layer, pair - int(self._starts[layer]) + 1
-
-    def restart(self, ranks: Sequence[int]) -> None:
-        """Begin anew where ranks have changed."""
-        if list(ranks) != self.ranks:
-            self.ranks = list(ranks)
-            self._go_to(self.cycle + 1, 0)
-
-    def _go_to(self, cycle: int, at: int) -> None:
-        self.cycle, self.at = cycle, at
-        self._shuffle()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the draws are."""
-        return {"cycle": self.cycle, "at": self.at, "ranks": self.ranks}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The other way round."""
-        self.ranks = list(state["ranks"])
-        self._go_to(state["cycle"], state["at"])
 
 
 class MaestroHook(Silent):
@@ -173,14 +141,21 @@ class MaestroHook(Silent):
             layer = Factored(known, weight)
             net.compute_weight(target.weight, layer)
             self._layers.append(layer)
-        self._draws = Draws(self.seed, self._ranks())
+        self._pairs = Pairs(self.seed, self._ranks())
+        self._budgets = Budgets(self.seed, self._targets, self.options.smallest)
         self._note()
 
     def before_step(self, step: int) -> None:
         self._whole()
-        for _ in range(self.options.sampled):
-            layer, rank = self._draws.next()
-            self._layers[layer].width = rank
+        if self.options.sampling == "layer":
+            for _ in range(self.options.sampled):
+                layer, rank = self._pairs.next()
+                self._layers[layer].width = rank
+            return
+        if self._budgets.due(step):
+            self._budgets.plan([one.gains() for one in self._layers])
+        for one, rank in zip(self._layers, self._budgets.next(step), strict=True):
+            one.width = rank
 
     def penalty(self) -> Tensor | None:
         if not self.options.group_lasso:
@@ -198,7 +173,10 @@ class MaestroHook(Silent):
     def after_epoch(self, epoch: int) -> None:
         for layer in self._layers:
             layer.shrink(self.options.shrink)
-        self._draws.restart(self._ranks())
+        ranks = self._ranks()
+        if ranks != self._history[-1][1]:
+            self._pairs.restart(ranks)
+            self._budgets.forget()
         self._note()
 
     def finish(self, net: Interpreter) -> None:
@@ -234,9 +212,11 @@ class MaestroHook(Silent):
 
     def state_dict(self) -> dict[str, Any]:
         history = [[step, ranks] for step, ranks in self._history]
-        return {"draws": self._draws.state_dict(), "history": history, "step": self._step}
+        draws = {"pairs": self._pairs.state_dict(), "budgets": self._budgets.state_dict()}
+        return {**draws, "history": history, "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._draws.load_state_dict(state["draws"])
+        self._pairs.load_state_dict(state["pairs"])
+        self._budgets.load_state_dict(state["budgets"])
         self._history = [(step, list(ranks)) for step, ranks in state["history"]]
         self._step = state["step"]
