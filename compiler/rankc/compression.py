@@ -67,6 +67,13 @@ def compress(job: Job, tell: Progress) -> Compressed:
     return choose(prepare(job, tell), tell)
 
 
+def only_plan(job: Job, tell: Progress) -> Plan:
+    """What `compress` would carry out, without what comes after: refitting and recovery."""
+    prepared = prepare(job, tell)
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _plan(job, prepared, tell)[0]
+
+
 def prepare(job: Job, tell: Progress) -> Prepared:
     """Clean up, calibrate and decompose, with one BLAS thread.
 

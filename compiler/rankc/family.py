@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankc.compression import Prepared, choose, prepare
+from rankc.earlier import Earlier, Resume, training_folder
 from rankc.errors import Exit, RecipeError
 from rankc.job import Job
-from rankc.learning import training_folder
 from rankc.packing import staging
 from rankc.pipeline import locked, take_in, write_bundle
 from rankc.planning import BudgetError
@@ -141,6 +141,7 @@ def make_family(
     unit: Unit | None = None,
     progress: Progress | None = None,
     trust_code: bool = False,
+    resume: Resume = "auto",
 ) -> Family:
     """Make a bundle for every share of the original, and an index of them.
 
@@ -152,14 +153,21 @@ def make_family(
         unit: what the shares are of; by default what the first budget counts, or bytes.
         progress: where stages are announced; silent by default.
         trust_code: allow the recipe to name Python code.
+        resume: go on from what an earlier run finished in `out` or trained beside it; `required`:
+            it is an error if there is nothing; `never`: make and train everything anew.
 
     Raises:
         RecipeError: no shares, or some that are none.
         RankcError: anything else that the user can mend; members that were finished are kept.
     """
     unit = unit or (recipe.budget[0].unit if recipe.budget else "bytes")
-    making = _Making(recipe, _sorted(keeps), out, unit, progress or SilentProgress(), trust_code)
-    return making.family()
+    left, tell = family_left(out, resume), progress or SilentProgress()
+    return _Making(recipe, _sorted(keeps), out, unit, tell, trust_code, left).family()
+
+
+def family_left(out: Path, resume: Resume = "auto") -> Earlier:
+    """What an earlier run left of a family."""
+    return Earlier(training_folder(out), out / INDEX, resume, family=True)
 
 
 def _sorted(keeps: Sequence[float]) -> list[float]:
@@ -183,14 +191,15 @@ class _Making:
     unit: Unit
     tell: Progress
     trust_code: bool
+    left: Earlier
 
     def family(self) -> Family:
         """All members, made or found."""
         gates = tuple(g for g in self.recipe.gates if g.metric not in _SET[self.unit])
         recipe = dataclasses.replace(self.recipe, search=None, family=None, gates=gates)
         own = open_metrics(recipe, trust_code=self.trust_code)
-        training = training_folder(self.out)
-        job = take_in(recipe, self.tell, self.trust_code, training)
+        self.left.settle(recipe)
+        job = take_in(recipe, self.tell, self.trust_code, self.left)
         members: list[Member] = []
         prepared: Prepared | None = None
         for keep in self.keeps:
@@ -201,8 +210,7 @@ class _Making:
                 member = self._made(mine, prepared, own, keep)
             members.append(member)
             self._write(members)
-        for done in training.glob("recover-*.checkpoint"):  # the training serves more members
-            done.unlink()
+        self.left.forget_recoveries()  # the training serves more members
         return self._write(members)
 
     def _job(self, job: Job, keep: float) -> Job:
@@ -214,6 +222,8 @@ class _Making:
     def _found(self, job: Job, keep: float) -> Member | None:
         """A member that an earlier run finished, from the same."""
         folder = self._folder(keep)
+        if self.left.resume == "never":
+            return None
         try:
             read(folder).close()
         except BundleError:

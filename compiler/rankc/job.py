@@ -26,6 +26,7 @@ class Learning:
     held_out: Source | None  # None: a share of the rows
     batch_size: int  # rows of a step
     folder: Path  # where checkpoints lie
+    required: bool = False  # one that is there is gone on from, or it is an error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

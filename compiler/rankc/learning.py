@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -51,7 +50,7 @@ def learn(job: Job, model: ir.Model, tell: Progress) -> Learnt:
         trained, lesson = train_model(
             model, job.taken.model, job.passes, settings, learning.rows, learning.held_out,
             batch_size=learning.batch_size, seed=job.recipe.seed, stage=stage,
-            checkpoint=learning.folder / "train.checkpoint",
+            checkpoint=learning.folder / "train.checkpoint", required=learning.required,
         )  # fmt: skip
     return Learnt(trained, (lesson,))
 
@@ -80,14 +79,9 @@ def recover(job: Job, model: ir.Model, plan: Plan, tell: Progress) -> Learnt:
         trained, lesson = recover_model(
             model, job.taken.model, settings, learning.rows, learning.held_out,
             batch_size=learning.batch_size, seed=job.recipe.seed, stage=stage,
-            checkpoint=learning.folder / f"recover-{name}.checkpoint",
+            checkpoint=learning.folder / f"recover-{name}.checkpoint", required=learning.required,
         )  # fmt: skip
     return Learnt(trained, (lesson,))
-
-
-def training_folder(out: Path) -> Path:
-    """Where checkpoints lie while a bundle is being made."""
-    return out.with_name(f"{out.name}.training")
 
 
 def _of(job: Job, model: ir.Model) -> Learning | None:

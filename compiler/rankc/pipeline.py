@@ -5,22 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from rankc.compression import Compressed, compress
+from rankc.compression import Compressed, compress, only_plan
 from rankc.data import Source, open_source
+from rankc.earlier import Earlier, Resume
 from rankc.errors import Exit, RecipeError
 from rankc.fp16_split import add_split
 from rankc.graph import has_fixed_batch
 from rankc.intake import load, open_original
 from rankc.job import Job, Learning, id_ranges, in_range
 from rankc.layer_facts import layers_json
-from rankc.learning import training_folder
 from rankc.lowering import EngineResult, lower
 from rankc.lowering.result import tolerance
 from rankc.packing import staging, write_golden, write_manifest
@@ -32,7 +31,7 @@ from rankc.recipe_load import build_passes, load_recipe
 from rankc.recipe_lock import lock, resolved
 from rankc.report import failures, place_of, write_reports
 from rankc.reverting import Timed
-from rankc.search_state import State, state_path
+from rankc.search_state import State
 from rankc.searching import of_trials, search, search_key
 from rankc.serialize import save
 from rankc.timing import open_times
@@ -49,7 +48,7 @@ from rankc.validate import (
 from rankc.validate.device_gates import device_gates
 from rankc.validate.fitting import check_gates_fit
 from rankc.validate.own import Own, open_metrics
-from rankc.validate.schema import Metrics, TimedLayer
+from rankc.validate.schema import Metrics
 from rankrt.manifest import Engine, Golden
 from rankrt.session import Array, open_model
 
@@ -80,6 +79,7 @@ def compile_recipe(
     progress: Progress | None = None,
     dry_run: bool = False,
     trust_code: bool = False,
+    resume: Resume = "auto",
 ) -> Result:
     """Compress the recipe's model, lower it, prove it, and write the bundle to `out`.
 
@@ -88,8 +88,10 @@ def compile_recipe(
         out: the bundle's folder, `build/<recipe>` by default; replaced as a whole at the end, or
             not touched at all.
         progress: where stages are announced; silent by default.
-        dry_run: stop after the plan and write nothing.
+        dry_run: stop after the plan and write nothing but checkpoints of a training.
         trust_code: allow the recipe to name Python code.
+        resume: go on from what an earlier run left beside `out`; `required`: it is an error if
+            there is nothing; `never`: delete it.
 
     Raises:
         RankcError: anything that the user can mend; nothing was written.
@@ -97,17 +99,17 @@ def compile_recipe(
     started, tell = time.monotonic(), progress or SilentProgress()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
     out = Path("build") / recipe.name if out is None else Path(out)
+    left = Earlier.beside(out, resume)
     if dry_run:
-        plan = plan_recipe(recipe, progress=tell, trust_code=trust_code)
+        plan = plan_recipe(recipe, progress=tell, trust_code=trust_code, earlier=left)
         return Result(Exit.OK, "", None, plan, out, time.monotonic() - started)
     own = open_metrics(recipe, trust_code=trust_code)
     with staging(out) as folder:
-        job = take_in(recipe, tell, trust_code, training_folder(out))
-        state = State(state_path(out), "")
-        job, found, tried = _find(job, own, state, tell)
+        left.settle(recipe)
+        job = take_in(recipe, tell, trust_code, left)
+        job, found, tried = _find(job, own, left, tell)
         metrics, code, summary = write_bundle(job, own, found, folder, tell, tried)
-    state.forget()
-    shutil.rmtree(training_folder(out), ignore_errors=True)
+    left.forget()
     return Result(code, summary, metrics, found.plan, out, time.monotonic() - started)
 
 
@@ -144,22 +146,33 @@ def write_bundle(
 
 
 def plan_recipe(
-    recipe: Recipe | str | Path, *, progress: Progress | None = None, trust_code: bool = False
+    recipe: Recipe | str | Path,
+    *,
+    progress: Progress | None = None,
+    trust_code: bool = False,
+    earlier: Earlier | None = None,
 ) -> Plan:
-    """What `compile_recipe` would do to which layer, and what it predicts; writes nothing."""
+    """What `compile_recipe` would do to which layer, and what it predicts.
+
+    Writes nothing but checkpoints of the training before the plan, from which a compile goes on.
+    """
     tell = progress or SilentProgress()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(Path(recipe))
-    return compress(take_in(recipe, tell, trust_code), tell).plan
+    earlier = earlier or Earlier.beside(Path("build") / recipe.name)
+    earlier.settle(recipe)
+    return only_plan(take_in(recipe, tell, trust_code, earlier), tell)
 
 
-def take_in(recipe: Recipe, tell: Progress, trust_code: bool, training: Path | None = None) -> Job:
+def take_in(
+    recipe: Recipe, tell: Progress, trust_code: bool, earlier: Earlier | None = None
+) -> Job:
     """Open and check everything that a recipe names.
 
     Args:
         recipe: what to compile.
         tell: where the stage is announced.
         trust_code: whether Python code that the recipe names may run.
-        training: where checkpoints lie; build/<recipe>.training by default.
+        earlier: where checkpoints lie; beside build/<recipe> by default.
     """
     check_gates_possible(recipe)
     with tell.stage("intake") as stage:
@@ -180,10 +193,10 @@ def take_in(recipe: Recipe, tell: Progress, trust_code: bool, training: Path | N
     assert calibration is not None
     job = Job(recipe, taken, calibration, validation, times, *split(build_passes(recipe)))
     if rows is not None and data.training is not None:
-        folder = training or training_folder(Path("build") / recipe.name)
-        job = dataclasses.replace(
-            job, learning=Learning(rows, held_out, data.training.batch_size, folder)
-        )
+        earlier = earlier or Earlier.beside(Path("build") / recipe.name)
+        required = earlier.resume == "required"
+        how = data.training.batch_size, earlier.training, required
+        job = dataclasses.replace(job, learning=Learning(rows, held_out, *how))
     if baseline := _baseline(job):
         baseline.check(recipe.gates, target_name("onnxruntime", processor()))
     if times is None and "ms" in _limited(recipe):
@@ -206,7 +219,7 @@ def _limited(recipe: Recipe) -> set[str]:
 
 
 def _find(
-    job: Job, own: Sequence[Own], state: State, tell: Progress
+    job: Job, own: Sequence[Own], left: Earlier, tell: Progress
 ) -> tuple[Job, Compressed, Metrics]:
     """What becomes of the model: by the recipe's budget, or by a search for one.
 
@@ -225,7 +238,7 @@ def _find(
         held = _baseline(job, path)
         return validate(job.taken.path, path, rows, of_trials(recipe), stage, own, held)
 
-    tried = search(job, measure, dataclasses.replace(state, key=key), tell)
+    tried = search(job, measure, State(left.state, key, left.resume == "required"), tell)
     added.update({"front": tried.points, "search": tried.how})
     return tried.job, tried.found, added
 
@@ -280,23 +293,8 @@ def _validate(
             "size_bytes": engine.size_bytes or 0,
             "note": engine.reason,
         }
-    metrics["layers"] = [_timed_layer(one) for one in timed if one.speed.timed]
+    metrics["layers"] = [one.told() for one in timed if one.speed.timed]
     return metrics
-
-
-def _timed_layer(one: Timed) -> TimedLayer:
-    choice = one.speed.choice
-    return {
-        "site": choice.site,
-        "pass_name": choice.pass_name,
-        "rank": choice.rank,
-        "form": choice.form,
-        "verdict": one.verdict,
-        "latency": {
-            str(size): {"ratio": found.ratio, "interval": found.interval}
-            for size, found in one.speed.timed.items()
-        },
-    }
 
 
 def _pack(

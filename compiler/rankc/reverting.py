@@ -19,7 +19,7 @@ from rankc.pays import LayerSpeed, Memo, time_choices
 from rankc.planning import BudgetError, Plan
 from rankc.progress import Stage
 from rankc.rewriting import Draft
-from rankc.validate.schema import Verdict
+from rankc.validate.schema import TimedLayer, Verdict
 
 Fitted = tuple[Plan, ir.Model]
 Fit = Callable[[Draft], Fitted]
@@ -32,6 +32,21 @@ class Timed:
 
     speed: LayerSpeed
     verdict: Verdict
+
+    def told(self) -> TimedLayer:
+        """As metrics.json lists it."""
+        choice = self.speed.choice
+        return {
+            "site": choice.site,
+            "pass_name": choice.pass_name,
+            "rank": choice.rank,
+            "form": choice.form,
+            "verdict": self.verdict,
+            "latency": {
+                str(size): {"ratio": found.ratio, "interval": found.interval}
+                for size, found in self.speed.timed.items()
+            },
+        }
 
 
 @dataclasses.dataclass(slots=True)

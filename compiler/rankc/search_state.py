@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from rankc.errors import RecipeError
 from rankc.search_points import Trial
 
 FORMAT = 1
@@ -24,24 +25,35 @@ class State:
 
     path: Path
     key: str  # a hash of all that the trials depend on
+    required: bool = False  # a file that is there and cannot be gone on from is an error
 
     def read(self) -> tuple[list[Trial], str]:
-        """The trials, and why there are none where a file was found; empty without one."""
+        """The trials, and why there are none where a file was found; empty without one.
+
+        Raises:
+            RecipeError: a file is there that cannot be gone on from, and it is required.
+        """
+        trials, why = self._read()
+        if why and self.required:
+            raise RecipeError(f"nothing to resume: {why}; --fresh deletes it")
+        return trials, f"{why}; the search starts anew" if why else ""
+
+    def _read(self) -> tuple[list[Trial], str]:
         try:
             tree: Any = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return [], ""
         except (OSError, ValueError):
-            return [], f"{self.path} cannot be read, so the search starts anew"
+            return [], f"{self.path} cannot be read"
         if not isinstance(tree, dict) or (tree.get("format"), tree.get("key")) != (
             FORMAT,
             self.key,
         ):
-            return [], f"{self.path} is of another recipe, data or version; the search starts anew"
+            return [], f"{self.path} is of another recipe, data or version"
         try:
             return _TRIALS.validate_json(json.dumps(tree.get("trials"))), ""
         except ValidationError:
-            return [], f"{self.path} is damaged, so the search starts anew"
+            return [], f"{self.path} is damaged"
 
     def write(self, trials: Sequence[Trial]) -> None:
         """Replace the file as a whole.

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from rankc.errors import MachineError
+from rankc.errors import MachineError, RecipeError
 from rankc.progress import SilentProgress, Stage
-from rankc.recipe_training import Training
 from rankc.train.checkpoint import Checkpoint
 from rankc.train.history import History
 from rankc.train.interpreter import Interpreter
@@ -205,8 +204,9 @@ def test_nothing_in_the_file_can_run(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    kept = Checkpoint(tmp_path / "missing" / "state", "00" * 32)
-    with pytest.raises(MachineError, match="cannot be written: No such file"):
+    (tmp_path / "file").write_text("no folder")
+    kept = Checkpoint(tmp_path / "file" / "state", "00" * 32)
+    with pytest.raises(MachineError, match="cannot be written: "):
         kept.write({"step": 1})
 
 
@@ -222,6 +222,22 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
-def test_minutes_and_the_interval_may_change() -> None:
-    """They change no step, so a training that ran out of time goes on with more of it."""
-    assert {"checkpoint", "minutes"} <= {field.name for field in dataclasses.fields(Training)}
+def test_a_training_that_ran_out_of_time_goes_on_with_more_of_it(tmp_path: Path) -> None:
+    rows, path = image_rows(), tmp_path / "state"
+    first = _train(Interpreter(convnet()), rows, path, settings={"minutes": 1e-6})
+    assert (first.steps, first.stopped) == (1, "1e-06 minutes")
+    same = _train(Interpreter(convnet()), rows, path, settings={"minutes": 1e-6})
+    assert (same.steps, same.stopped) == (1, "1e-06 minutes")
+    more = _train(Interpreter(convnet()), rows, path, settings={"checkpoint": 3.0})
+    assert (more.resumed, more.stopped) == ("gone on from step 1", "all steps made")
+    assert more.steps == 3 * rows.steps
+
+
+def test_what_cannot_be_gone_on_from_is_refused_where_it_has_to_be(tmp_path: Path) -> None:
+    rows, path = image_rows(), tmp_path / "state"
+    _train(Interpreter(convnet()), rows, path, required=True)  # none is there
+    with pytest.raises(RecipeError, match=r"nothing to resume: .* is of another recipe"):
+        _train(Interpreter(convnet()), rows, path, required=True, seed=4)
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(RecipeError, match="is damaged or no checkpoint; --fresh deletes it"):
+        _train(Interpreter(convnet()), rows, path, required=True)

@@ -25,6 +25,7 @@ from rankc.bisecting.halves import of_factors, of_rounding
 from rankc.bisecting.measuring import ROWS, Bench, Seen, measure_of
 from rankc.bisecting.rebuilding import Rebuilt
 from rankc.bisecting.searching import Culprit, Harm, culprits
+from rankc.earlier import Earlier
 from rankc.errors import RecipeError
 from rankc.intake import open_original
 from rankc.job import Job
@@ -138,8 +139,13 @@ class _Case:
         return harm
 
     def plan(self) -> Rebuilt:
-        """What the plan is, carried out when it is first needed."""
+        """What the plan is, carried out when it is first needed.
+
+        Raises:
+            RecipeError: the weights were trained after it was carried out.
+        """
         if self.rebuilt is None:
+            _require_untrained(self.contents)
             self.rebuilt = Rebuilt.of(self.job, self.contents.folder / "plan.json", self.tell)
         return self.rebuilt
 
@@ -157,7 +163,8 @@ def _open(
     if rows is not None and rows < 1:
         raise RecipeError(f"--rows {rows}: give a number of rows, 1 or more")
     own = open_metrics(recipe, trust_code=trust_code)
-    job = take_in(recipe, tell, trust_code)
+    made = bundle.with_suffix("") if bundle.suffix == ".tar" else bundle
+    job = take_in(recipe, tell, trust_code, Earlier.beside(made))
     if job.validation is None:
         raise RecipeError("bisect compares answers on validation rows: add data.validation")
     original = open_original(job.taken)
@@ -242,6 +249,18 @@ def _no_gate_fails(case: _Case) -> str:
     if any(gate["metric"] == name and not gate["passed"] for gate in gates):
         return f"the gate on {name} failed on all rows, and holds on these {rows:,}: ask for more"
     return f"no gate on {name} fails here; this is where the drop comes from"
+
+
+def _require_untrained(contents: Contents) -> None:
+    """Refuse weights that were trained with all layers rewritten: none can be put back alone."""
+    written = contents.folder / "metrics.json"
+    lessons = json.loads(written.read_text("utf-8")).get("training", []) if written.exists() else []
+    if any(lesson["stage"] == "recover" and lesson["kept"] for lesson in lessons):
+        raise RecipeError(
+            "bisect: the weights of this bundle were trained after layers were rewritten "
+            "(recover), so none of them can be made dense again by itself; compile without it, "
+            "--set recover=null --out ANOTHER, and bisect that bundle"
+        )
 
 
 def _matters(case: _Case, part: float) -> bool:

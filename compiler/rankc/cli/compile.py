@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from rankc.cli.words import (
     add_recipe_options,
+    add_resume_options,
     add_verb,
     command_line,
+    interrupted,
     last_line,
     print_json,
     recipe_path,
@@ -32,16 +34,19 @@ def add(verbs: Any) -> None:
     search = add_verb(
         verbs, "search", _search, "compile to the smallest plan that keeps every gate"
     )
-    plan = add_verb(verbs, "plan", _plan, "say what compile would do to which layer; write nothing")
+    plan = add_verb(
+        verbs, "plan", _plan, "say what compile would do to which layer; make no bundle"
+    )
     for verb in (compile_, search, plan):
         add_recipe_options(verb)
+        add_resume_options(verb)
     for verb in (compile_, search):
         verb.add_argument("--out", type=Path, help="the bundle's folder (default build/<recipe>)")
         verb.add_argument(
             "--tar", action="store_true", help="also pack the bundle into one file, OUT.tar"
         )
     compile_.add_argument(
-        "--dry-run", action="store_true", help="stop after the plan, write nothing"
+        "--dry-run", action="store_true", help="stop after the plan, make no bundle"
     )
 
 
@@ -55,20 +60,18 @@ def _search(options: argparse.Namespace) -> int:
 
 def _made(options: argparse.Namespace, verb: str, *, dry_run: bool) -> int:
     path = recipe_path(options.recipe)
+    from rankc.earlier import Earlier
     from rankc.pipeline import compile_recipe
-    from rankc.search_state import state_path
 
     recipe, console = start(path, options, searching=verb == "search")
     out = options.out or Path("build") / recipe.name
     try:
         result = compile_recipe(
-            recipe, out, progress=console, dry_run=dry_run, trust_code=options.trust_recipe_code
-        )
+            recipe, out, progress=console, dry_run=dry_run, trust_code=options.trust_recipe_code,
+            resume=options.resume,
+        )  # fmt: skip
     except KeyboardInterrupt:
-        if recipe.search is None or not (state := state_path(out)).exists():
-            raise
-        line = f"FAILED | interrupted; {state} has what was measured, run it again to go on"
-        return last_line(line, Exit.INTERRUPTED, options.json)
+        return interrupted(Earlier.beside(out), recipe, options.json)
     if options.tar and not dry_run:
         from rankc.packing import pack_tar
 
@@ -90,10 +93,17 @@ def _made(options: argparse.Namespace, verb: str, *, dry_run: bool) -> int:
 def _plan(options: argparse.Namespace) -> int:
     started = time.monotonic()
     path = recipe_path(options.recipe)
+    from rankc.earlier import Earlier
     from rankc.pipeline import plan_recipe
 
     recipe, console = start(path, options)
-    plan = plan_recipe(recipe, progress=console, trust_code=options.trust_recipe_code)
+    left = Earlier.beside(Path("build") / recipe.name, options.resume)
+    try:
+        plan = plan_recipe(
+            recipe, progress=console, trust_code=options.trust_recipe_code, earlier=left
+        )
+    except KeyboardInterrupt:
+        return interrupted(left, recipe, options.json)
     _show_plan(plan, console, options.json)
     seconds = time.monotonic() - started
     line = f"PASSED | {seconds:.1f} s | {command_line('plan', path, options)}"

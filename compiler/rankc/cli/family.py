@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from rankc.cli.words import (
     add_recipe_options,
+    add_resume_options,
     add_verb,
     command_line,
+    interrupted,
     last_line,
     print_json,
     recipe_path,
@@ -43,6 +45,7 @@ def add(verbs: Any) -> None:
     family = add_verb(verbs, "family", _family, "make a bundle for every size of a list")
     family.description, family.formatter_class = _HELP, argparse.RawDescriptionHelpFormatter
     add_recipe_options(family)
+    add_resume_options(family)
     family.add_argument(
         "--keep", metavar="SHARE,...", help="shares of the original, each above 0 and up to 1"
     )
@@ -57,7 +60,7 @@ def add(verbs: Any) -> None:
 
 def _family(options: argparse.Namespace) -> int:
     started, path = time.monotonic(), recipe_path(options.recipe)
-    from rankc.family import INDEX, make_family
+    from rankc.family import INDEX, family_left, make_family
 
     recipe, console = start(path, options)
     keeps, unit = _asked(recipe, options)
@@ -65,13 +68,10 @@ def _family(options: argparse.Namespace) -> int:
     try:
         family = make_family(
             recipe, keeps, out, unit=unit, progress=console,
-            trust_code=options.trust_recipe_code,
+            trust_code=options.trust_recipe_code, resume=options.resume,
         )  # fmt: skip
     except KeyboardInterrupt:
-        if not (out / INDEX).exists():
-            raise
-        line = f"FAILED | interrupted; {out} has what was finished, run it again to go on"
-        return last_line(line, Exit.INTERRUPTED, options.json)
+        return interrupted(family_left(out), recipe, options.json)
     if options.json:
         print_json(family.to_dict())
     else:

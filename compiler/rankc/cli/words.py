@@ -16,6 +16,7 @@ from rankc.errors import Exit, RecipeError
 
 if TYPE_CHECKING:
     from rankc.console import Console
+    from rankc.earlier import Earlier
     from rankc.recipe import Recipe
 
 
@@ -34,6 +35,20 @@ def add_verb(
 def add_recipe_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", help="a recipe file, or the name of one in recipes/")
     _add_common(verb, "override the recipe, e.g. --set budget.keep_ratio=0.1; may be repeated")
+
+
+def add_resume_options(verb: argparse.ArgumentParser) -> None:
+    """How to treat what an earlier run left; without them, it is gone on from if it fits."""
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument(
+        "--resume", action="store_const", const="required", dest="resume", default="auto",
+        help="go on from what an interrupted run left, or fail if there is nothing (a run goes on "
+        "by itself where it can)",
+    )  # fmt: skip
+    which.add_argument(
+        "--fresh", action="store_const", const="never", dest="resume",
+        help="delete what an earlier run trained or measured first",
+    )  # fmt: skip
 
 
 def add_bundle_options(verb: argparse.ArgumentParser) -> None:
@@ -133,6 +148,18 @@ def tell_github(metrics: Any, plan: Any, recipe: Recipe) -> None:
 
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def interrupted(left: Earlier, recipe: Recipe, as_json: bool) -> int:
+    """The last line after Ctrl-C, where something was left to go on from.
+
+    Raises:
+        KeyboardInterrupt: nothing was.
+    """
+    if not (told := left.told(recipe)):
+        raise KeyboardInterrupt
+    line = f"FAILED | interrupted; {told}, run it again to go on"
+    return last_line(line, Exit.INTERRUPTED, as_json)
 
 
 def last_line(text: str, code: Exit, as_json: bool) -> int:

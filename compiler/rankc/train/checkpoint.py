@@ -38,21 +38,18 @@ class Checkpoint:
         except FileNotFoundError:
             return None, ""
         except OSError as error:
-            return None, f"{self.path} cannot be read ({error.strerror}); the training starts anew"
+            return None, f"{self.path} cannot be read ({error.strerror})"
         head, body = len(_MAGIC) + _HASH, raw[len(_MAGIC) + _HASH :]
         if raw[:head] != _MAGIC + hashlib.sha256(body).digest():
-            return None, f"{self.path} is damaged or no checkpoint; the training starts anew"
+            return None, f"{self.path} is damaged or no checkpoint"
         if body[:_HASH] != bytes.fromhex(self.key):
-            return None, (
-                f"{self.path} is of another recipe, model, data, machine or version; the training "
-                "starts anew"
-            )
+            return None, f"{self.path} is of another recipe, model, data, machine or version"
         state = torch.load(io.BytesIO(body[_HASH:]), map_location="cpu", weights_only=True)
         assert isinstance(state, dict), self.path
         return state, ""
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replace the file as a whole.
+        """Replace the file as a whole; its folder is made where it is missing.
 
         Raises:
             MachineError: it cannot be written; an older one is as it was.
@@ -62,6 +59,7 @@ class Checkpoint:
         body = bytes.fromhex(self.key) + stream.getvalue()
         whole = self.path.with_name(f".{self.path.name}-{secrets.token_hex(4)}")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with whole.open("xb") as file:
                     file.write(_MAGIC + hashlib.sha256(body).digest())
@@ -76,6 +74,17 @@ class Checkpoint:
                 f"{self.path}: the checkpoint cannot be written: {error.strerror}; free some disk "
                 "space, or write into another folder"
             ) from error
+
+
+def _code() -> str:
+    """A hash of what trains: a checkpoint of another version of it is not gone on from."""
+    found, own = hashlib.sha256(), Path(__file__).parent
+    for file in [*sorted(own.glob("*.py")), *sorted((own.parent / "passes").glob("*.py"))]:
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+CODE = _code()
 
 
 def key_of(*parts: object) -> str:

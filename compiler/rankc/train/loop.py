@@ -34,6 +34,7 @@ def train(
     stage: Stage,
     checkpoint: Path | None = None,
     resume: bool = False,
+    required: bool = False,
 ) -> History:
     """Train a net in place; the weights of the best look are put back, and the net is evaluated.
 
@@ -47,17 +48,19 @@ def train(
         stage: told the steps.
         checkpoint: the file to write every `settings.checkpoint` minutes, and at Ctrl-C.
         resume: go on from that file, if it is of the same training.
+        required: refuse a file that is there and cannot be gone on from.
 
     Raises:
         DataError: rows or labels that do not fit.
-        RecipeError: settings that do not fit the model, or a training that diverged.
+        RecipeError: settings that do not fit the model, a training that diverged, or a file that
+            was to be gone on from.
         ModelError: nothing to train.
         MachineError: no such device, out of memory, no checkpoint could be written.
     """
     with _at_work(net, teacher, settings, seed) as device:
         run = Run(net, rows, settings, seed, teacher, hooks, stage, device)
         if checkpoint is not None:
-            run.keep_in(checkpoint, resume)
+            run.keep_in(checkpoint, resume, required)
         return run.train()
 
 

@@ -19,7 +19,7 @@ from rankc.recipe_lock import version_of
 from rankc.recipe_training import Training
 from rankc.train.augment import augmented
 from rankc.train.batch_norm import reestimate_batch_norms
-from rankc.train.checkpoint import Checkpoint, digest_of, key_of
+from rankc.train.checkpoint import CODE, Checkpoint, digest_of, key_of
 from rankc.train.criterion import Criterion
 from rankc.train.diagnosis import diverged
 from rankc.train.history import History
@@ -36,6 +36,7 @@ Tensor = torch.Tensor
 REESTIMATED = 32  # batches that statistics are taken from before a look, where a hook asks for it
 # What a checkpoint may differ in: none of it changes a step.
 _FREE = ("checkpoint", "minutes")
+_MINUTES = " minutes"
 
 
 @dataclasses.dataclass(slots=True)
@@ -111,16 +112,22 @@ class Run:
             del settings[name]
         methods = [(type(hook).__name__, hook.name, hook.key()) for hook in self.hooks]
         original = "" if self.teacher is None else digest_of(self.teacher.net)
-        versions = version_of("rankc"), torch.__version__, np.__version__, self.device.type
+        versions = version_of("rankc"), CODE, torch.__version__, np.__version__, self.device.type
         return key_of(
             settings, self.seed, methods, self.rows.digest, digest_of(self.net), original, versions
         )
 
-    def keep_in(self, path: Path, resume: bool) -> None:
-        """Write checkpoints there, and go on from one that is there."""
+    def keep_in(self, path: Path, resume: bool, required: bool) -> None:
+        """Write checkpoints there, and go on from one that is there.
+
+        Raises:
+            RecipeError: one is there that is not of this training, and it is required.
+        """
         self.checkpoint = Checkpoint(path, self.start)
         state, why = self.checkpoint.read() if resume else (None, "")
-        self.resumed = why
+        if why and required:
+            raise RecipeError(f"nothing to resume: {why}; --fresh deletes it")
+        self.resumed = f"{why}; the training starts anew" if why else ""
         if state is not None:
             self._load(state)
             self.resumed = f"gone on from step {self.step}"
@@ -144,9 +151,7 @@ class Run:
         self._one_step(batch)
         self.step += 1
         self.stage.advance(self.step, self.steps)
-        minutes = self.settings.minutes
-        late = minutes is not None and self._seconds() > 60 * minutes
-        over = self.step == self.steps or late
+        over = self.step == self.steps or self._late()
         if over or self.step % self.rows.steps == 0:
             self._end_epoch()
         every = self.settings.evaluate * self.rows.steps
@@ -157,11 +162,17 @@ class Run:
                 if not over and self.step % self.rows.steps:
                     self._end_epoch()
         if over:
-            self.stopped = "all steps made" if self.step == self.steps else f"{minutes:g} minutes"
+            done = self.step == self.steps
+            self.stopped = "all steps made" if done else f"{self.settings.minutes:g}{_MINUTES}"
 
     def _end_epoch(self) -> None:
         for hook in self.hooks:
             hook.after_epoch((self.step - 1) // self.rows.steps)
+
+    def _late(self) -> bool:
+        """Whether the time is up."""
+        minutes = self.settings.minutes
+        return minutes is not None and self._seconds() > 60 * minutes
 
     def _one_step(self, batch: Minibatch) -> None:
         rate = rate_at(self.settings, self.step, self.steps)
@@ -323,3 +334,5 @@ class Run:
         self.looks = [Look(**look) for look in state["looks"]]
         self.best = _Best(**state["best"])
         self.step, self.spent, self.stopped = state["step"], state["seconds"], state["stopped"]
+        if self.stopped.endswith(_MINUTES) and not self._late():
+            self.stopped = ""  # there is more time now

@@ -47,6 +47,7 @@ def train_model(
     seed: int,
     stage: Stage,
     checkpoint: Path,
+    required: bool = False,
 ) -> tuple[ir.Model, Lesson]:
     """Train a model with the passes that learn, before they rewrite it.
 
@@ -61,6 +62,7 @@ def train_model(
         seed: of all that is drawn.
         stage: told the steps.
         checkpoint: file to write, and to go on from where it is of this training.
+        required: refuse one that is there and is of another training.
 
     Returns:
         The model with trained weights, what the passes learnt attached, and what is told of it.
@@ -76,8 +78,8 @@ def train_model(
     net = _net(student, settings, rows, ())
     history = train(
         net, rows, settings, seed=seed, teacher=Teacher(original),
-        hooks=[method.hook for method in methods], stage=stage, checkpoint=_made(checkpoint),
-        resume=True,
+        hooks=[method.hook for method in methods], stage=stage, checkpoint=checkpoint,
+        resume=True, required=required,
     )  # fmt: skip
     trained = _finished(net)
     for method in methods:
@@ -97,6 +99,7 @@ def recover_model(
     seed: int,
     stage: Stage,
     checkpoint: Path,
+    required: bool = False,
 ) -> tuple[ir.Model, Lesson]:
     """Train a compressed model; it is kept where the rows held out say that it helps.
 
@@ -113,6 +116,7 @@ def recover_model(
         seed: of all that is drawn.
         stage: told the steps.
         checkpoint: file to write, and to go on from where it is of this training.
+        required: refuse one that is there and is of another training.
 
     Returns:
         The model with trained weights, or else `model`, and what is told of it.
@@ -124,12 +128,14 @@ def recover_model(
     pairs = prepared(student, settings.parameters, settings.orthogonality)
     rows, teacher = _rows(training, held_out, settings, batch_size, seed), Teacher(original)
     before = held_out_losses(Interpreter(model), rows, settings, teacher)
-    _put_batch_norms(student, settings, rows)
-    net = _net(student, settings, rows, frozen_but(student, pairs, settings.parameters))
+    frozen = frozen_but(student, pairs, settings.parameters)
+    if settings.parameters != "singular":  # what it folds into would change by more than a scale
+        _put_batch_norms(student, settings, rows, frozen)
+    net = _net(student, settings, rows, frozen)
     hook = Recovering(pairs, settings.parameters, settings.orthogonality, settings.freeze)
     history = train(
         net, rows, settings, seed=seed, teacher=teacher, hooks=[hook], stage=stage,
-        checkpoint=_made(checkpoint), resume=True,
+        checkpoint=checkpoint, resume=True, required=required,
     )  # fmt: skip
     trained = _finished(net)
     after = held_out_losses(Interpreter(trained), rows, settings, teacher)
@@ -206,10 +212,12 @@ def _rows(
     )
 
 
-def _put_batch_norms(model: ir.Model, settings: Training, rows: Rows) -> None:
-    """Behind convolutions, for the training alone."""
+def _put_batch_norms(
+    model: ir.Model, settings: Training, rows: Rows, frozen: Collection[str] = ()
+) -> None:
+    """Behind convolutions that are trained, for the training alone."""
     if settings.batch_norm and any(node.op_type == "Conv" for node in model.graph):
-        insert_batch_norms(model, _some(rows), frozen=settings.freeze)
+        insert_batch_norms(model, _some(rows), frozen=(*settings.freeze, *frozen))
 
 
 def _some(rows: Rows) -> Iterator[Mapping[str, Any]]:
@@ -232,11 +240,6 @@ def _finished(net: Interpreter) -> ir.Model:
     return trained
 
 
-def _made(checkpoint: Path) -> Path:
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    return checkpoint
-
-
 def _loss(history: History, look: int) -> str:
     return f"{history.looks[look].loss:.5g}"
 
@@ -244,7 +247,7 @@ def _loss(history: History, look: int) -> str:
 def _ranks(methods: Sequence[Method]) -> dict[str, list[tuple[int, int]]]:
     """Of every layer that a method trains, from which step on it had which rank."""
     reports = [method.hook.report().get("ranks", {}) for method in methods]
-    pairs = [(layer, over) for report in reports for layer, over in report.items()]
+    pairs = [(layer, over) for report in reports for layer, over in report.items() if over]
     return {layer: [(step, rank) for step, rank in over] for layer, over in pairs}
 
 

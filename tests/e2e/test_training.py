@@ -1,0 +1,220 @@
+"""Recipes that train, through the command line: what is trained, kept, told, and written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from projects import Done, Project, command
+from rankc.errors import Exit
+from training_projects import (
+    CONV,
+    LABELS,
+    MAESTRO,
+    STEPS,
+    TRP,
+    distance,
+    initializers,
+    lesson,
+    model_bytes,
+    trained,
+    training,
+)
+
+RECOVER = {"epochs": 6, "lr": 0.01, "evaluate": 1.0}
+
+
+def compiled(made: Project, *options: str) -> Done:
+    done = made.rankc("compile", *options)
+    assert done.code == Exit.OK, done.out + done.err
+    return done
+
+
+def without_recovery(folder: Path, *passes: Any) -> Project:
+    made = trained(folder, *passes)
+    made.edit(lambda tree: tree["data"].pop("training"))
+    compiled(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Convolutions factored and nothing trained; not to be changed."""
+    return without_recovery(tmp_path_factory.mktemp("plain") / "project", CONV)
+
+
+@pytest.mark.parametrize("how", [TRP, MAESTRO], ids=["trp", "maestro"])
+def test_a_pass_that_learns(tmp_path: Path, how: dict[str, Any]) -> None:
+    """The bundle, what is told of the training, and twice the same bytes."""
+    first, second = (trained(tmp_path / name, how) for name in ("first", "second"))
+    done = compiled(first)
+    compiled(second)
+    assert model_bytes(first) == model_bytes(second)
+    (name,) = how
+    plan = json.loads((first.out / "plan.json").read_text("utf-8"))
+    assert {choice["pass_name"] for choice in plan["choices"]} == {name}
+    found = lesson(first, "train")
+    assert (found["steps"], found["stopped"], found["kept"]) == (STEPS, "all steps made", True)
+    assert [look["epoch"] for look in found["looks"]] == [0.0, 1.0, 2.0]
+    assert found["ranks"].keys() >= {choice["site"] for choice in plan["choices"]}
+    assert found["looks"] == lesson(second, "train")["looks"]
+    assert "  train " in done.out
+    page = (first.out / "report.html").read_text("utf-8")
+    assert "Training before the plan" in page
+    assert "Recovery of the compressed model" not in page
+    assert "## Training" in (first.out / "report.md").read_text("utf-8")
+    lock = json.loads((first.out / "recipe.lock.json").read_text("utf-8"))
+    assert "training" in lock["sha256"]
+    operators = {node.op_type for node in ir.load(first.out / "model.onnx").graph}
+    assert "BatchNormalization" not in operators, "it was there for the training alone"
+
+
+def test_labels_and_a_recovery_after_the_training(tmp_path: Path) -> None:
+    """Both trainings in one recipe, by labels, in their order."""
+    objective = {**LABELS, "distill": 0.5}
+    made = trained(
+        tmp_path / "project", TRP, train={"epochs": 1, "lr": 0.01, "objective": objective},
+        recover={"epochs": 1, "lr": 0.01, "objective": objective, "metric": "accuracy_top1"},
+    )  # fmt: skip
+    compiled(made)
+    assert [one["stage"] for one in made.metrics["training"]] == ["train", "recover"]
+    assert "accuracy_top1" in lesson(made, "recover")["looks"][0]["metrics"]
+
+
+def test_a_recovery_that_helps_is_kept(tmp_path: Path, plain: Project) -> None:
+    made = trained(tmp_path / "project", CONV, recover=RECOVER)
+    done = compiled(made)
+    found = lesson(made, "recover")
+    assert found["kept"], found["why"]
+    assert found["looks"][-1]["loss"] < found["looks"][0]["loss"]
+    assert "; kept" in done.out
+    assert distance(made) < distance(plain), "closer to the original on rows of nobody's"
+    assert "Recovery of the compressed model" in (made.out / "report.html").read_text("utf-8")
+    before, after = initializers(plain), initializers(made)
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+
+
+def test_a_recovery_that_does_not_help_is_not_kept(tmp_path: Path, plain: Project) -> None:
+    """Steps too small to change a loss: the bytes are those without any recovery."""
+    made = trained(tmp_path / "project", CONV, recover={"epochs": 1, "lr": 1e-12})
+    done = compiled(made)
+    found = lesson(made, "recover")
+    assert not found["kept"]
+    assert "not more than" in found["why"]
+    assert "not kept" in done.out
+    assert model_bytes(made) == model_bytes(plain)
+    assert "Not kept: the model is as it was before" in (made.out / "report.md").read_text("utf-8")
+
+
+def test_an_uncompressed_model_has_nothing_to_recover(tmp_path: Path) -> None:
+    """Distilled from itself it is perfect already, and stays what it is."""
+    made = trained(tmp_path / "project", CONV, budget={"unit": "macs", "keep_ratio": 1.0})
+    made.set(recover={"epochs": 2, "lr": 0.01})
+    made.set(passes=[{"conv": {"min_size": 1_000_000}}], budget=None)
+    compiled(made)
+    assert not lesson(made, "recover")["kept"]
+    assert distance(made) < 1e-10
+
+
+@pytest.mark.parametrize("parameters", ["factors", "singular"])
+def test_what_is_trained_of_the_compressed_model(
+    tmp_path: Path, plain: Project, parameters: str
+) -> None:
+    """Layers that were left dense keep their bytes; the factors of the others do not."""
+    made = trained(tmp_path / "project", CONV, recover={**RECOVER, "parameters": parameters})
+    compiled(made)
+    assert lesson(made, "recover")["kept"], lesson(made, "recover")["why"]
+    before, after = initializers(plain), initializers(made)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    plan = json.loads((made.out / "plan.json").read_text("utf-8"))
+    sites = {choice["site"] for choice in plan["choices"]}
+    assert {name.split(".")[0] for name in changed} <= sites
+    assert changed
+    if parameters == "singular":
+        assert not [name for name in changed if name.endswith("bias")]
+
+
+def test_a_search_recovers_every_plan_that_it_tries(tmp_path: Path) -> None:
+    made = trained(tmp_path / "project", CONV, recover={"epochs": 1, "lr": 0.01})
+    made.set(
+        search={"steps": 2}, gates=[{"metric": "macs_ratio", "goal": "threshold", "value": 1.2}]
+    )
+    done = command("search", str(made.recipe), "--out", str(made.out))
+    assert done.code in (Exit.OK, Exit.PERFORMANCE), done.out + done.err
+    assert len(made.metrics["front"]) >= 2
+    assert lesson(made, "recover")["steps"] == 9
+    assert made.leftovers() == [], "a recovery is of one plan"
+
+
+def test_a_stream_that_does_not_fit_in_memory(tmp_path: Path) -> None:
+    """The rows are read again in every epoch, and rows held out may lie in a file of their own."""
+    made = trained(tmp_path / "project", TRP, recover={"epochs": 1, "memory_mb": 1})
+    made.edit(lambda tree: tree["train"].update(memory_mb=1))
+    (made.folder / "holdout.npz").write_bytes((made.folder / "training.npz").read_bytes())
+    spec = {"path": "holdout.npz", "batch_size": 16}
+    made.edit(lambda tree: tree["data"].update(holdout=spec))
+    compiled(made)
+    assert lesson(made, "train")["steps"] == 20, "all rows are trained on"
+
+
+def test_bisect_goes_on_from_the_training_and_refuses_what_was_recovered(tmp_path: Path) -> None:
+    """The training before the plan is there still, so a plan is made again in a moment."""
+    made = trained(tmp_path / "project", TRP, budget={"unit": "macs", "keep_ratio": 0.4})
+    compiled(made.without_labels())
+    asked = ("bisect", str(made.out), "--recipe", str(made.recipe))
+    done = command(*asked)
+    assert done.code == Exit.OK, done.out + done.err
+    assert f"gone on from step {STEPS}" in done.out
+    made.set(recover={"epochs": 3, "lr": 0.01})
+    compiled(made)
+    assert lesson(made, "recover")["kept"], lesson(made, "recover")["why"]
+    done = command(*asked)
+    assert done.code == Exit.USAGE
+    assert "--set recover=null --out ANOTHER" in done.last
+    made.set(recover={"epochs": 1, "lr": 1e-12, "batch_norm": False})
+    compiled(made)
+    assert command(*asked).code == Exit.OK, "not kept: the weights are those of the plan"
+
+
+def in_process(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_torch_is_not_imported_where_nothing_is_trained(tmp_path: Path) -> None:
+    made = trained(tmp_path / "project", CONV).without_validation()
+    made.edit(lambda tree: tree["data"].pop("training"))
+    code = (
+        "import sys, rankc.pipeline; from rankc.__main__ import main\n"
+        "assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    )
+    done = in_process(code, "compile", str(made.recipe), "--out", str(made.out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (made.out / "model.onnx").is_file()
+
+
+def test_without_torch_it_says_what_to_install(tmp_path: Path) -> None:
+    """A finder that knows no torch stands for a machine that has none."""
+    made = trained(tmp_path / "project", CONV, recover={})
+    code = (
+        "import importlib.util, sys; from rankc.__main__ import main\n"
+        "real = importlib.util.find_spec\n"
+        "def without(name, *more):\n"
+        "    return None if name == 'torch' else real(name, *more)\n"
+        "importlib.util.find_spec = without\n"
+        "code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = in_process(code, "compile", str(made.recipe), "--out", str(made.out))
+    assert done.returncode == Exit.ENVIRONMENT, done.stdout + done.stderr
+    assert 'pip install "rankc[train]"' in done.stdout.splitlines()[-1]
+    assert not made.out.exists()
+    assert not training(made).exists()
