@@ -86,7 +86,7 @@ def _at_work(
     device = device_of(settings)
     try:
         with deterministic(settings.threads, seed, device):
-            net.to(device)
+            net.to(device).channels_last()
             if teacher is not None:
                 teacher.to(device)
             yield device

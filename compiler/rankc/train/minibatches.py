@@ -35,8 +35,11 @@ class Minibatch:
         return next(iter(self.feeds.values())).device
 
     def to(self, device: torch.device) -> Minibatch:
-        """The same on a device."""
+        """The same on a device, images channels last."""
         feeds = {name: tensor.to(device) for name, tensor in self.feeds.items()}
+        for name, tensor in feeds.items():
+            if tensor.dim() == 4:
+                feeds[name] = tensor.contiguous(memory_format=torch.channels_last)
         labels = None if self.labels is None else self.labels.to(device)
         return Minibatch(feeds, labels, self.rows)
 

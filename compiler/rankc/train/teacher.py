@@ -38,7 +38,7 @@ class Teacher:
 
     def to(self, device: torch.device) -> Teacher:
         """Move it."""
-        self.net.to(device)
+        self.net.to(device).channels_last()
         return self
 
     @torch.no_grad()
