@@ -251,8 +251,15 @@ def _measure(
     found = {name: one.result() for name, one in running.items()}
     for name, (mean, var) in found.items():
         if not (np.isfinite(mean).all() and np.isfinite(var).all()):
-            raise DataError(f"value {name!r} is not finite on the data that is trained on")
+            raise _not_finite(name)
     return found
+
+
+def _not_finite(name: str) -> DataError:
+    return DataError(
+        f"value {name!r} is not finite or too large on the data that is trained on; look for rows "
+        "of another scale than the model's"
+    )
 
 
 def _watched(one: _Running) -> Callable[[Tensor], Tensor]:
@@ -291,10 +298,16 @@ def _parameters(
     """Scale, bias, mean and variance of a new node.
 
     The layer's own bias is taken away, and its weights are scaled.
+
+    Raises:
+        DataError: the variance is too large for the layer's type.
     """
     by = _resize(layer)
     raw = mean if layer.bias is None else mean - layer.bias
-    var = (by * by * var).astype(layer.dtype).astype(np.float64)  # as it will be read
+    with np.errstate(over="ignore"):
+        var = (by * by * var).astype(layer.dtype).astype(np.float64)  # as it will be read
+    if not np.isfinite(var).all():
+        raise _not_finite(str(layer.output.name))
     arrays = {
         f"{name}.scale": np.sqrt(var + float(np.float32(EPSILON))) / by,
         take_bias(model, layer) or f"{name}.bias": mean,

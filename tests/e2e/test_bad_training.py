@@ -1,0 +1,119 @@
+"""What cannot be trained is refused by name, saying where; no bundle, checkpoint or traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from builders import model_of, weight
+from conv_builders import images
+from projects import Refusal, save
+from rankc.errors import Exit
+from training_projects import CONV, LABELS, ROWS, TRP, label, trained
+
+TRAIN = {"epochs": 2, "lr": 0.01}
+
+
+def rounded() -> ir.Model:
+    """Images to 5 logits that are rounded: behind a Round there is no gradient."""
+    rng, tape = np.random.default_rng(0), ir.tape.Tape()
+    x = ir.val("x", ir.DataType.FLOAT, ["batch", 4, 9, 11])
+    wide = weight(tape, "wide.w", rng.normal(size=(396, 24)).astype(np.float32))
+    low = weight(tape, "low.w", rng.normal(size=(24, 5)).astype(np.float32))
+    hidden = tape.op("MatMul", [tape.op("Flatten", [x], name="flat"), wide], name="wide")
+    score = tape.op("MatMul", [hidden, low], name="low")
+    y = ir.val("logits", ir.DataType.FLOAT, ["batch", 5])
+    tape.op("Round", [score], name="to_whole", output=y)
+    return model_of(tape, [x], [y])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch makes a folder when it is imported, in the one for temporary files if told no other."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+
+
+@pytest.mark.parametrize(("key", "how"), [("train", TRP), ("recover", CONV)])
+def test_a_learning_rate_that_is_too_high(
+    tmp_path: Path, refused: Refusal, key: str, how: Any
+) -> None:
+    made = trained(tmp_path / "project", how, **{key: {"epochs": 20, "lr": 1e30, "clip": None}})
+    refused(made, Exit.USAGE, "training diverged at", "the loss is not finite", "Lower lr")
+
+
+def test_a_label_that_there_is_not(tmp_path: Path, refused: Refusal) -> None:
+    made = trained(tmp_path / "project", TRP, train={**TRAIN, "objective": LABELS})
+    label(made, "training", images(ROWS), row37=9)
+    where = "training.npz: row 37: label 9 is none of the multiclass answer 'logits'"
+    refused(made, Exit.USAGE, where, "valid are whole numbers from 0 to 4")
+
+
+@pytest.mark.parametrize(("key", "how"), [("train", TRP), ("recover", CONV)])
+def test_everything_is_frozen(tmp_path: Path, refused: Refusal, key: str, how: Any) -> None:
+    made = trained(tmp_path / "project", how, **{key: {**TRAIN, "freeze": ["*"]}})
+    refused(made, Exit.MODEL, "every weight is frozen", "by freeze: *")
+
+
+@pytest.mark.parametrize("batch_size", [ROWS, 4 * ROWS])
+def test_fewer_rows_than_a_step_takes(tmp_path: Path, refused: Refusal, batch_size: int) -> None:
+    made = trained(tmp_path / "project", CONV, recover=TRAIN)
+    made.edit(lambda tree: tree["data"]["training"].update(batch_size=batch_size))
+    refused(made, Exit.USAGE, "training.npz", f"a step takes batch_size = {batch_size}")
+
+
+def test_an_operator_without_a_gradient_on_every_path(tmp_path: Path, refused: Refusal) -> None:
+    made = trained(
+        tmp_path / "project", {"lowrank": {"min_size": 64, "round_to": 1}}, model=rounded(),
+        recover=TRAIN, budget={"keep_ratio": 0.6},
+    )  # fmt: skip
+    refused(made, Exit.MODEL, "Round node 'to_whole'")
+
+
+def test_factors_of_a_model_that_has_none(tmp_path: Path, refused: Refusal) -> None:
+    made = trained(tmp_path / "project", {"conv": {"min_size": 1_000_000}}, budget=None)
+    made.set(recover={**TRAIN, "parameters": "factors"})
+    refused(made, Exit.MODEL, "no low-rank layer", "set it to all")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": "training"}, ("there are no rows to train on", "data.training")),
+        ({"label": True}, ("label", "data.training.label")),
+        ({"train": None}, ("is missing, and trp learns", "train: {}")),
+    ],
+)
+def test_recipes_that_cannot_train(
+    tmp_path: Path, refused: Refusal, change: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    made = trained(tmp_path / "project", TRP)
+    if "data" in change:
+        made.edit(lambda tree: tree["data"].pop("training"))
+    if "label" in change:
+        made.edit(lambda tree: tree["data"]["training"].pop("label"))
+        made.set(train={**TRAIN, "objective": LABELS})
+    if "train" in change:
+        made.edit(lambda tree: tree.pop("train"))
+    refused(made, Exit.USAGE, *words)
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, refused: Refusal) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    made = trained(tmp_path / "project", CONV, recover={**TRAIN, "device": "cuda"})
+    refused(made, Exit.ENVIRONMENT, "device is cuda", "set it to auto")
+
+
+def test_rows_whose_loss_is_not_finite_from_the_start(tmp_path: Path, refused: Refusal) -> None:
+    made = trained(tmp_path / "project", CONV, recover=TRAIN)
+    rows = images(ROWS)
+    rows[3:9] = 1e30
+    save(made.folder / "training.npz", {"x": rows, "label": np.zeros(ROWS, np.int64)})
+    refused(made, Exit.USAGE, "value 'stem", "is not finite or too large on the data")
+    made.edit(lambda tree: tree["recover"].update(batch_norm=False, holdout=0.5))
+    refused(made, Exit.USAGE, "before any training, at epoch 0: the loss is not finite")
