@@ -57,7 +57,7 @@ def until(there: Callable[[], bool]) -> None:
 )  # fmt: skip
 def test_killed_in_the_midst_of_training_and_gone_on(tmp_path: Path, key: str, how: Any) -> None:
     """kill -9, then the same command: the bytes of a compile that was never killed."""
-    whole, cut = (trained(tmp_path / name, how, **{key: LONG}) for name in ("whole", "cut"))
+    whole, cut = (trained(tmp_path / name, how).set(**{key: LONG}) for name in ("whole", "cut"))
     compiled(whole)
     code, told = cut_off(cut, signal.SIGKILL)
     assert code == -signal.SIGKILL, told
