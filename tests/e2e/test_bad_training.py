@@ -112,7 +112,7 @@ def test_a_device_that_is_not_there(tmp_path: Path, refused: Refusal) -> None:
 def test_rows_whose_loss_is_not_finite_from_the_start(tmp_path: Path, refused: Refusal) -> None:
     made = trained(tmp_path / "project", CONV, recover=TRAIN)
     rows = images(ROWS)
-    rows[3:9] = 1e30
+    rows[3:9] = 1e38
     save(made.folder / "training.npz", {"x": rows, "label": np.zeros(ROWS, np.int64)})
     refused(made, Exit.USAGE, "is not finite or too large on the data")
     made.edit(lambda tree: tree["recover"].update(batch_norm=False, holdout=0.5))
