@@ -72,13 +72,22 @@ def _untrainable(recipe: Recipe) -> Iterator[Problem]:
             )
     if rows is not None and recipe.train is None and recipe.recover is None:
         yield Problem(("data", "training"), "nothing is trained", "add `recover: {}`")
-    held, judging = recipe.data.holdout, recipe.data.validation
+    yield from _rows_twice(recipe)
+
+
+def _rows_twice(recipe: Recipe) -> Iterator[Problem]:
+    """Where rows that judge would be rows that teach."""
+    rows, held, judging = recipe.data.training, recipe.data.holdout, recipe.data.validation
+    leave = "name others, or leave holdout out: a share of data.training is then held out"
     if held is not None and judging is not None and held.path == judging.path:
-        yield Problem(
-            ("data", "holdout"),
-            "these rows decide the gates, so they may not decide the training",
-            "name others, or leave holdout out: a share of data.training is then held out",
-        )
+        why = "these rows decide the gates, so they may not decide the training"
+        yield Problem(("data", "holdout"), why, leave)
+    if held is not None and rows is not None and held.path == rows.path:
+        why = "these rows are trained on, so they cannot tell whether training helps"
+        yield Problem(("data", "holdout"), why, leave)
+    if rows is not None and judging is not None and rows.path == judging.path:
+        why = "these rows decide the gates, so they may not be trained on"
+        yield Problem(("data", "training"), why, "name others")
 
 
 def _pointless(recipe: Recipe) -> tuple[str, str] | None:

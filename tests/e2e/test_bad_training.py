@@ -84,6 +84,9 @@ def test_factors_of_a_model_that_has_none(tmp_path: Path, refused: Refusal) -> N
     [
         ({"data": "training"}, ("there are no rows to train on", "data.training")),
         ({"label": True}, ("label", "data.training.label")),
+        ({"holdout": "training"}, ("data.holdout", "these rows are trained on")),
+        ({"holdout": "validation"}, ("data.holdout", "these rows decide the gates")),
+        ({"validation": "training"}, ("data.training", "these rows decide the gates")),
         ({"train": None}, ("is missing, and trp learns", "train: {}")),
     ],
 )
@@ -96,6 +99,10 @@ def test_recipes_that_cannot_train(
     if "label" in change:
         made.edit(lambda tree: tree["data"]["training"].pop("label"))
         made.set(train={**TRAIN, "objective": LABELS})
+    for name in ("holdout", "validation"):
+        if name in change:
+            path = f"{change[name]}.npz"
+            made.edit(lambda tree, n=name, p=path: tree["data"].setdefault(n, {}).update(path=p))  # type: ignore[misc]
     if "train" in change:
         made.edit(lambda tree: tree.pop("train"))
     refused(made, Exit.USAGE, *words)

@@ -52,9 +52,13 @@ def until(there: Callable[[], bool]) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
 @pytest.mark.parametrize(
-    ("key", "how"), [("train", TRP), ("train", MAESTRO), ("recover", CONV)],
-    ids=["trp", "maestro", "recover"],
-)  # fmt: skip
+    ("key", "how"),
+    [
+        pytest.param("train", TRP, id="trp"),
+        pytest.param("train", MAESTRO, id="maestro", marks=pytest.mark.slow),
+        pytest.param("recover", CONV, id="recover", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_in_the_midst_of_training_and_gone_on(tmp_path: Path, key: str, how: Any) -> None:
     """kill -9, then the same command: the bytes of a compile that was never killed."""
     whole, cut = (trained(tmp_path / name, how).set(**{key: LONG}) for name in ("whole", "cut"))

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from conv_builders import images
 from projects import Done, Project, command
 from rankc.errors import Exit
 from training_projects import (
@@ -22,6 +23,7 @@ from training_projects import (
     TRP,
     distance,
     initializers,
+    label,
     lesson,
     model_bytes,
     trained,
@@ -160,7 +162,7 @@ def test_a_stream_that_does_not_fit_in_memory(tmp_path: Path) -> None:
     """The rows are read again in every epoch, and rows held out may lie in a file of their own."""
     made = trained(tmp_path / "project", TRP, recover={"epochs": 1, "memory_mb": 1})
     made.edit(lambda tree: tree["train"].update(memory_mb=1))
-    (made.folder / "holdout.npz").write_bytes((made.folder / "training.npz").read_bytes())
+    label(made, "holdout", images(32, seed=4))
     spec = {"path": "holdout.npz", "batch_size": 16}
     made.edit(lambda tree: tree["data"].update(holdout=spec))
     compiled(made)
