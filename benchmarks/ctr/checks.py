@@ -24,7 +24,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from benchmarks.ctr.references import ROOT
-from benchmarks.ctr.variants import RECIPE, recipe_for
+from benchmarks.ctr.variants import RECIPE, WITHOUT_RECOVERY, recipe_for
 from rankc.calibrate import calibrate
 from rankc.cleanup import clean
 from rankc.data import Batch, Source, open_source
@@ -237,7 +237,7 @@ def fresh_compiles(folder: Path) -> list[Answer]:
 
 def compile_here(out: Path) -> Answer:
     """Compile the shipped recipe in this process."""
-    watch, recipe = Stopwatch(), load_recipe(RECIPE)
+    watch, recipe = Stopwatch(), load_recipe(RECIPE, WITHOUT_RECOVERY)
     result = compile_recipe(recipe, out, progress=watch)
     return {
         "summary": result.summary,

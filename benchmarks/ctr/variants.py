@@ -30,7 +30,14 @@ from rankrt.session import open_model
 
 RECIPE = ROOT / "recipes" / "ctr-lowrank.yaml"
 # Nothing of these changes the compressed model: gates, engines and proofs are not needed here.
-BARE = ("gates=[]", "lower=[{backend: onnxruntime}]", "data.validation=null")
+# Recovery has a benchmark of its own, `benchmarks.train.ctr`.
+WITHOUT_RECOVERY = ("recover=null", "data.training=null")
+BARE = (
+    "gates=[]",
+    "lower=[{backend: onnxruntime}]",
+    "data.validation=null",
+    *WITHOUT_RECOVERY,
+)
 
 FLOAT = "passes.embedding.int8=false"
 UNBUDGETED = "budget=null"
