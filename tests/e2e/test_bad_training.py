@@ -124,3 +124,25 @@ def test_rows_whose_loss_is_not_finite_from_the_start(tmp_path: Path, refused: R
     refused(made, Exit.USAGE, "is not finite or too large on the data")
     made.edit(lambda tree: tree["recover"].update(batch_norm=False, holdout=0.5))
     refused(made, Exit.USAGE, "before any training, at epoch 0: the loss is not finite")
+
+
+@pytest.mark.parametrize(("key", "how"), [("train", TRP), ("recover", CONV)])
+def test_a_pattern_that_freezes_nothing(
+    tmp_path: Path, refused: Refusal, key: str, how: Any
+) -> None:
+    """A slip of the pen would train what was to stay. Weights that were rewritten count."""
+    made = trained(tmp_path / "project", how).set(**{key: {**TRAIN, "freeze": ["sten.*"]}})
+    refused(made, Exit.USAGE, f"{key}.freeze: 'sten.*' fits no weight; there are ", "fc.bias")
+
+
+@pytest.mark.parametrize("how", ["trp", "maestro"])
+def test_no_layer_that_a_pass_could_train(tmp_path: Path, refused: Refusal, how: str) -> None:
+    made = trained(tmp_path / "project", {how: {"min_size": 10**7}}, train=TRAIN, budget=None)
+    refused(made, Exit.MODEL, f"{how}: no layer is left to be trained")
+
+
+def test_classes_that_are_one_hot(tmp_path: Path, refused: Refusal) -> None:
+    made = trained(tmp_path / "project", CONV, recover={**TRAIN, "objective": LABELS})
+    classes = np.eye(5, dtype=np.int64)[np.arange(ROWS) % 5]
+    save(made.folder / "training.npz", {"x": images(ROWS), "label": classes})
+    refused(made, Exit.USAGE, "look like classes, one-hot", "as a whole number")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
+from rankc.errors import ModelError
 from rankc.factors import attach_factors
 from rankc.passbase import Pass
 from rankc.passes.maestro import Maestro
@@ -48,12 +49,20 @@ def methods_of(
         passes: of the recipe.
         settings: of the training.
         seed: of draws.
+
+    Raises:
+        ModelError: there is no layer for trp; maestro says so when it starts.
     """
     owned = {(site.pass_name, site.name) for site in Sites.of(model, passes).owners}
     found: list[Method] = []
     for one in passes:
         if isinstance(one, Trp):
             cut = [t for t in one.trained(model) if (one.name, t.site) in owned]
+            if not cut:
+                raise ModelError(
+                    "trp: no layer is left to be trained towards low rank: its targets match none "
+                    "that can be, or another pass has them"
+                )
             found.append(Method(TrpHook(one, cut, settings)))
         elif isinstance(one, Maestro):
             factored = [t for t in one.trained(model) if (one.name, t.site) in owned]

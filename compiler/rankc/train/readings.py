@@ -115,7 +115,7 @@ def reading_of(net: Interpreter, objective: Objective, batch: Minibatch) -> Read
 
     Raises:
         ModelError: there is no answer of floats.
-        RecipeError: the answer has no such shape.
+        RecipeError: the answer has no such shape, or what labels are cannot be told.
     """
     answers = answers_of(net.graph)
     if not answers:
@@ -129,6 +129,7 @@ def reading_of(net: Interpreter, objective: Objective, batch: Minibatch) -> Read
     task = objective.task
     if task == "auto":
         task = _task_of(answers[0].head, logit, found, batch.labels)
+        _require_no_one_hot(task, output, batch.labels)
     _require_shape(task, output, tuple(logit.shape))
     probability = not answers[0].head and task != "regression" and _is_probability(task, found)
     classes = found.shape[-1] if task == "tokens" else found[0].numel()
@@ -151,6 +152,18 @@ def _task_of(head: str, logit: Tensor, output: Tensor, labels: Tensor | None) ->
     if labels is not None and not head:
         return "binary" if bool(((labels == 0) | (labels == 1)).all()) else "regression"
     return "binary" if head or _is_probability("binary", output) else "regression"
+
+
+def _require_no_one_hot(task: Task, output: str, labels: Tensor | None) -> None:
+    """Numbers to meet and classes cannot be told apart there."""
+    if task != "regression" or labels is None or labels.dim() < 2 or labels[0].numel() < 2:
+        return
+    rows = labels.reshape(len(labels), -1)
+    if bool((((rows == 0) | (rows == 1)).all(dim=1) & (rows.sum(dim=1) == 1)).all()):
+        raise RecipeError(
+            f"the labels of '{output}' look like classes, one-hot; give the class of a row as a "
+            "whole number, or set objective.task to regression if they are numbers to be met"
+        )
 
 
 def _is_probability(task: Task, output: Tensor) -> bool:

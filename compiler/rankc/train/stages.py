@@ -14,6 +14,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from rankc.data import Source
+from rankc.errors import RecipeError
+from rankc.graph import matches
 from rankc.passbase import Pass
 from rankc.progress import Stage
 from rankc.recipe_training import Recovery, Training
@@ -71,6 +73,7 @@ def train_model(
         DataError, ModelError, RecipeError, MachineError: see `rankc.train.loop.train`.
     """
     student = model.clone()
+    _require_known("train", settings.freeze, student, original)
     unshare_targets(student, passes)
     rows = _rows(training, held_out, settings, batch_size, seed)
     _put_batch_norms(student, settings, rows)
@@ -125,6 +128,7 @@ def recover_model(
         DataError, ModelError, RecipeError, MachineError: see `rankc.train.loop.train`.
     """
     student = model.clone()
+    _require_known("recover", settings.freeze, student, original)
     pairs = prepared(student, settings.parameters, settings.orthogonality)
     rows, teacher = _rows(training, held_out, settings, batch_size, seed), Teacher(original)
     before = held_out_losses(Interpreter(model), rows, settings, teacher)
@@ -197,6 +201,18 @@ def preprocessing(model: ir.Model) -> list[str]:
                 found |= {str(v.name): None for v in others}
                 todo += node.outputs
     return list(found)
+
+
+def _require_known(key: str, patterns: Sequence[str], *models: ir.Model) -> None:
+    """Refuse a pattern of `freeze` that fits no weight, of what is trained or of the original."""
+    names = dict.fromkeys(str(name) for model in models for name in model.graph.initializers)
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            known = list(names)
+            more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+            raise RecipeError(
+                f"{key}.freeze: {pattern!r} fits no weight; there are {', '.join(known[:20])}{more}"
+            )
 
 
 def _rows(
