@@ -108,9 +108,19 @@ def test_mixed_ids_are_those_of_their_column_and_numbers_of_a_row_stay_together(
     assert all(torch.equal(found[name], again[name]) for name in found)
 
 
-def test_columns_cannot_be_mixed_where_there_are_none() -> None:
+def test_blended_images_lie_between_two() -> None:
+    image = torch.arange(400.0)[:, None, None, None].expand(400, 1, 2, 2).contiguous()
+    found = augmented({"x": image}, Augment(mix=0.5), 0, 0)["x"]
+    assert torch.equal(found[:, :, :1, :1].expand_as(found), found), "pixels go together"
+    changed = (found != image).any(dim=(1, 2, 3)).float().mean().item()
+    assert changed == pytest.approx(0.5, abs=0.08)
+    assert (found.min() >= 0.0) and (found.max() <= 399.0)
+    assert len(found[:, 0, 0, 0].unique()) > 390, "by shares of their own"
+
+
+def test_what_is_neither_cannot_be_mixed() -> None:
     with pytest.raises(RecipeError, match=r"mix changes columns, .* takes x \("):
-        augmented({"x": IMAGES}, Augment(mix=0.1), 0, 0)
+        augmented({"x": torch.zeros(4, 3, 2)}, Augment(mix=0.1), 0, 0)
 
 
 def test_mixed_rows_have_no_labels() -> None:

@@ -35,7 +35,7 @@ def augmented(
     changed = dict(feeds)
     for name, tensor in feeds.items():
         if tensor.dim() == 4:
-            changed[name] = _changed(tensor, settings, rng)
+            changed[name] = _blended(_changed(tensor, settings, rng), settings.mix, rng)
         elif tensor.dim() in (1, 2) and settings.mix:
             changed[name] = _mixed(tensor, settings.mix, rng)
     return changed
@@ -49,11 +49,22 @@ def _require(feeds: Mapping[str, Tensor], settings: Augment) -> None:
             f"augment: pad and flip change images, (rows, channels, height, width), and the model "
             f"takes {told}; leave them out"
         )
-    if settings.mix and not axes & {1, 2}:
+    if settings.mix and not axes & {1, 2, 4}:
         raise RecipeError(
-            f"augment: mix changes columns, (rows,) or (rows, columns), and the model takes "
-            f"{told}; leave it out"
+            f"augment: mix changes columns, (rows,) or (rows, columns), and images, and the model "
+            f"takes {told}; leave it out"
         )
+
+
+def _blended(image: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Some images blended with one another's, by any share of either."""
+    if not share:
+        return image
+    rows = len(image)
+    weight = np.where(rng.random(rows) < share, rng.random(rows), 1.0).reshape(rows, 1, 1, 1)
+    kept = torch.from_numpy(weight).to(image)
+    other = image[torch.from_numpy(rng.permutation(rows)).to(image.device)]
+    return kept * image + (1.0 - kept) * other
 
 
 def _mixed(tensor: Tensor, share: float, rng: np.random.Generator) -> Tensor:
