@@ -20,8 +20,8 @@ class Augment:
     pad: Annotated[int, Ge(0)] = 0  # pixels of border that crops of the image's size are drawn from
     fill: float = 0.0  # what the border is filled with, as the model sees it
     flip: bool = False  # left and right, every other time
-    # endless rows to learn the original's answers from, whose labels nobody knows. Columns: share of
-    # the ids that are another row's, of each column another one's, and of the rows whose numbers
+    # endless rows to learn the original's answers from, whose labels nobody knows. Columns: share
+    # of the ids that are another row's, of each column another one's, and of rows whose numbers
     # are. Images: share of those that are blended with another (Zhang et al., mixup)
     mix: Annotated[float, Ge(0), Le(1)] = 0.0
 
