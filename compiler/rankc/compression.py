@@ -111,7 +111,7 @@ def choose(
         if job.recipe.refit is not None and plan.choices:
             known = prepared.model, prepared.sites, prepared.known
             finished = finish(refitted(job, *known, plan, tell), job.exact)
-        learnt = recover(job, finished, plan, tell)
+        learnt = recover(job, finished, plan, tell, one_of_many=budgets is not None)
         lessons = (*prepared.lessons, *learnt.told)
         return Compressed(plan, learnt.model, timed, layers_of(prepared.draft, plan), lessons)
 

@@ -55,7 +55,9 @@ def learn(job: Job, model: ir.Model, tell: Progress) -> Learnt:
     return Learnt(trained, (lesson,))
 
 
-def recover(job: Job, model: ir.Model, plan: Plan, tell: Progress) -> Learnt:
+def recover(
+    job: Job, model: ir.Model, plan: Plan, tell: Progress, *, one_of_many: bool = False
+) -> Learnt:
     """Train the compressed model as the recipe's `recover` says, and keep what helps.
 
     Args:
@@ -63,6 +65,8 @@ def recover(job: Job, model: ir.Model, plan: Plan, tell: Progress) -> Learnt:
         model: finished; left as it is.
         plan: what was done to it, which names the checkpoint.
         tell: where the stage is announced.
+        one_of_many: of the plans of a search or a family some may leave all layers dense, and have
+            no factors to train; alone that is an error.
 
     Raises:
         MachineError: torch is missing.
@@ -72,16 +76,27 @@ def recover(job: Job, model: ir.Model, plan: Plan, tell: Progress) -> Learnt:
     if settings is None or learning is None:
         return Learnt(model, ())
     _require_torch()
+    from rankc.train.recovery import NothingToRecoverError
     from rankc.train.stages import recover_model
 
-    name = hashlib.sha256(plan.to_json().encode()).hexdigest()[:12]
     with tell.stage("recover") as stage:
-        trained, lesson = recover_model(
-            model, job.taken.model, settings, learning.rows, learning.held_out,
-            batch_size=learning.batch_size, seed=job.recipe.seed, stage=stage,
-            checkpoint=learning.folder / f"recover-{name}.checkpoint", required=learning.required,
-        )  # fmt: skip
+        try:
+            trained, lesson = recover_model(
+                model, job.taken.model, settings, learning.rows, learning.held_out,
+                batch_size=learning.batch_size, seed=job.recipe.seed, stage=stage,
+                checkpoint=learning.folder / f"recover-{_short(plan)}.checkpoint",
+                required=learning.required,
+            )  # fmt: skip
+        except NothingToRecoverError:
+            if not one_of_many:
+                raise
+            stage.note("no low-rank layer in this plan, so no factors to train")
+            return Learnt(model, ())
     return Learnt(trained, (lesson,))
+
+
+def _short(plan: Plan) -> str:
+    return hashlib.sha256(plan.to_json().encode()).hexdigest()[:12]
 
 
 def _of(job: Job, model: ir.Model) -> Learning | None:

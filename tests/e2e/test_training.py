@@ -222,3 +222,16 @@ def test_without_torch_it_says_what_to_install(tmp_path: Path) -> None:
     assert 'pip install "rankc[train]"' in done.stdout.splitlines()[-1]
     assert not made.out.exists()
     assert not training(made).exists()
+
+
+def test_a_member_without_factors_has_none_to_recover(tmp_path: Path) -> None:
+    """At its full size nothing is rewritten; that is no reason to make none of the others."""
+    recover = {"epochs": 1, "lr": 0.01, "parameters": "factors"}
+    made = trained(tmp_path / "project", CONV, recover=recover).without_validation()
+    done = command(
+        "family", str(made.recipe), "--out", str(made.out), "--keep", "1,0.6", "--unit", "macs"
+    )
+    assert done.code == Exit.OK, done.out + done.err
+    assert "no low-rank layer in this plan" in done.out
+    assert "training" not in json.loads((made.out / "1" / "metrics.json").read_text("utf-8"))
+    assert "training" in json.loads((made.out / "0.6" / "metrics.json").read_text("utf-8"))

@@ -31,6 +31,10 @@ Parameters = Literal["all", "factors", "singular"]
 _MOVES = ("Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Identity")
 
 
+class NothingToRecoverError(ModelError):
+    """Factors alone are to be trained, and there are none."""
+
+
 class Scaled(nn.Module):
     """A weight whose slices along the rank's axis are each multiplied by a number of their own."""
 
@@ -157,11 +161,11 @@ def prepared(model: ir.Model, parameters: Parameters, orthogonality: float) -> l
     """The model's pairs; where their gauge matters, it is made the balanced one, in place.
 
     Raises:
-        ModelError: factors alone are to be trained, and there are none.
+        NothingToRecoverError: factors alone are to be trained, and there are none.
     """
     pairs = pairs_of(model.graph)
     if parameters != "all" and not pairs:
-        raise ModelError(
+        raise NothingToRecoverError(
             f"recover.parameters: {parameters} are to be trained, and the compressed model has no "
             "low-rank layer; set it to all"
         )
