@@ -21,7 +21,6 @@ from rankc.train.recovery import (
     from_identity,
     frozen_but,
     prepared,
-    tables_of_codes,
 )
 
 
@@ -146,39 +145,3 @@ def test_the_penalty_pulls_the_first_factor_to_orthonormal_rows() -> None:
         penalty.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert from_identity(net.weight("A"), pairs[0].first).item() < 0.05 * start
-
-
-def coded() -> ir.Model:
-    """Rows of an int8 table, scaled: what the pass embedding makes; and codes that stay codes."""
-    tape = ir.tape.Tape()
-    ids = ir.val("ids", ir.DataType.INT64, ["batch"])
-    codes = np.random.default_rng(0).integers(-127, 128, (50, 4)).astype(np.int8)
-    rows = tape.op("Gather", [weight(tape, "codes", codes), ids])
-    plain = tape.op("Cast", [rows], attributes={"to": int(ir.DataType.FLOAT)})
-    scale = weight(tape, "scale", np.full(4, 0.01, np.float32))
-    y = ir.val("y", ir.DataType.FLOAT, ["batch", 4])
-    tape.op("Mul", [plain, scale], output=y)
-    kept = ir.val("kept", ir.DataType.INT8, ["batch", 4])
-    tape.op("Gather", [weight(tape, "others", codes[:, ::-1].copy()), ids], output=kept)
-    return model_of(tape, [ids], [y, kept])
-
-
-def test_codes_of_int8_tables_are_trained_and_stay_codes() -> None:
-    model = coded()
-    assert tables_of_codes(model.graph) == ["codes"]
-    assert tables_of_codes(model.graph, ["co*"]) == []
-    before = _value(model, "codes")
-    net, ids = Interpreter(model), torch.arange(20)
-    hook = Recovering([], "all", 0.0)
-    whole = net(ids)[0].detach()
-    hook.start(net, 1)
-    torch.testing.assert_close(net(ids)[0], whole, rtol=0, atol=0)
-    optimizer = torch.optim.SGD(net.parameters(), lr=50.0)
-    net(ids)[0].sum().backward()
-    optimizer.step()
-    hook.finish(net)
-    trained = net.to_onnx()
-    after = _value(trained, "codes")
-    assert after.dtype == np.int8
-    assert (after[:20] < before[:20]).any() and (after[20:] == before[20:]).all()
-    torch.testing.assert_close(Interpreter(trained)(ids)[0], net(ids)[0])

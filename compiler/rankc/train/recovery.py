@@ -21,14 +21,13 @@ import torch
 from torch import nn
 
 from rankc.errors import ModelError
-from rankc.graph import matches
+from rankc.train.codes import modules_of_codes
 from rankc.train.hooks import Silent
 from rankc.train.interpreter import Interpreter
 from rankc.train.pairs import Pair, Unfolding, pairs_of, rebalance, separate
 
 Tensor = torch.Tensor
 Parameters = Literal["all", "factors", "singular"]
-_MOVES = ("Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Identity")
 
 
 class NothingToRecoverError(ModelError):
@@ -49,26 +48,6 @@ class Scaled(nn.Module):
     def forward(self) -> Tensor:
         """The weight as it is now."""
         return self.weight * self.scale.reshape(self._shape)
-
-
-class Codes(nn.Module):
-    """A table of int8 as the numbers that it rounds, with gradients straight through the rounding.
-
-    The parameter has a mean square of 1, so that a step means the same for every table.
-    """
-
-    def __init__(self, codes: Tensor) -> None:
-        """Args: the table, int8."""
-        super().__init__()
-        exact = codes.detach().to(torch.float32)
-        self.size: Tensor
-        self.register_buffer("size", exact.square().mean().sqrt().clamp_min(1.0))
-        self.plain = nn.Parameter(exact / self.size)
-
-    def forward(self) -> Tensor:
-        """Whole numbers from -127 to 127, as floats."""
-        scaled = (self.plain * self.size).clamp(-127.0, 127.0)
-        return scaled + (scaled.round() - scaled).detach()
 
 
 class Recovering(Silent):
@@ -105,8 +84,7 @@ class Recovering(Silent):
                 name = pair.second.name
                 modules[name] = Scaled(net.weight(name), pair.second.axis)
         elif self._parameters == "all":
-            names = tables_of_codes(net.graph, self._frozen)
-            modules = {name: Codes(net.weight(name)) for name in names}
+            modules = modules_of_codes(net, self._frozen)
         for name, module in modules.items():
             net.compute_weight(name, module)
         self._computed = list(modules)
@@ -123,30 +101,6 @@ class Recovering(Silent):
 
     def report(self) -> dict[str, Any]:
         return {"pairs": [pair.nodes[0] for pair in self._pairs]}
-
-
-def tables_of_codes(graph: ir.Graph, frozen: Sequence[str] = ()) -> list[str]:
-    """Initializers of int8 whose rows are looked up and then become floats, and nothing else."""
-    return [
-        str(name)
-        for name, value in graph.initializers.items()
-        if value.dtype == ir.DataType.INT8
-        and not any(matches(name, pattern) for pattern in frozen)
-        and _becomes_float(value, gathered=False)
-    ]
-
-
-def _becomes_float(value: ir.Value, *, gathered: bool) -> bool:
-    """Whether all that is made of the value is a Cast to floats, through moves alone."""
-
-    def fits(node: ir.Node, index: int) -> bool:
-        if gathered and node.op_type == "Cast":
-            return ir.DataType(node.attributes["to"].as_int()).is_floating_point()
-        moved = node.op_type in _MOVES if gathered else node.op_type == "Gather" and index == 0
-        return moved and _becomes_float(node.outputs[0], gathered=True)
-
-    uses = list(value.uses())
-    return bool(uses) and not value.is_graph_output() and all(fits(*use) for use in uses)
 
 
 def from_identity(weight: Tensor, side: Unfolding) -> Tensor:
