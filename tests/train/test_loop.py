@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -378,9 +378,11 @@ def test_no_labels_of_the_rows_held_out() -> None:
 class Counting(Teacher):
     calls = 0
 
-    def values_of(self, *given: Any) -> dict[str, torch.Tensor]:
+    def values_of(
+        self, feeds: Mapping[str, torch.Tensor], names: Collection[str]
+    ) -> dict[str, torch.Tensor]:
         self.calls += 1
-        return super().values_of(*given)
+        return super().values_of(feeds, names)
 
 
 def test_remembered_answers_are_those_of_the_original(monkeypatch: pytest.MonkeyPatch) -> None:

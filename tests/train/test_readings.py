@@ -36,7 +36,9 @@ def headed(width: int, *heads: Operator, shape: Sequence[int] = ()) -> ir.Model:
         value = tape.op("Reshape", [value, sizes], name="reshape")
     for op_type, attributes in heads:
         if op_type == "Clip":
-            low, high = (weight(tape, n, np.float32(v)) for n, v in (("low", 1e-6), ("high", 1.0)))
+            low, high = (
+                weight(tape, n, np.array(v, np.float32)) for n, v in (("low", 1e-6), ("high", 1.0))
+            )
             value = tape.op("Clip", [value, low, high], name="clip")
         else:
             value = tape.op(op_type, [value], attributes=attributes, name=op_type)

@@ -165,7 +165,7 @@ def test_every_picture_has_a_name_and_a_description_for_those_who_hear(
     tab.open(page)
     nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
     pictures = [n for n in nodes if n.get("role", {}).get("value") in ("image", "img")]
-    assert len(pictures) == 5
+    assert len(pictures) == 7
     assert all(len(picture["name"]["value"]) > 20 for picture in pictures)
 
 

@@ -199,7 +199,8 @@ def test_under_a_budget_no_layer_costs_more_than_it_did() -> None:
 
 def macs_of(plan: Plan, offers: Any) -> float:
     chosen = {c.site: c.macs for c in plan.choices}
-    return float(sum(chosen.get(o.site.name, o.dense.macs) for o in offers))
+    taken: list[float] = [chosen.get(o.site.name, o.dense.macs) or 0 for o in offers]
+    return float(sum(taken))
 
 
 @SCHEMES

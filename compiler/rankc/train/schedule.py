@@ -102,7 +102,8 @@ class Average:
     def update(self) -> None:
         """Take in the net as it is after a step."""
         share = 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.mean.values()), list(self._now.values()), share)
+        for name, mean in self.mean.items():
+            mean.lerp_(self._now[name], share)
         self.steps += 1
 
     @torch.no_grad()
