@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -89,6 +89,7 @@ def test_a_stream_takes_no_more_memory_than_it_may() -> None:
 
 
 @given(st.floats(0.01, 0.9), st.integers(0, 5), st.integers(1, 3000))
+@example(0.8999999999999999, 0, 80)
 @settings(max_examples=60, deadline=None)
 def test_held_out_rows_are_a_share_of_every_stretch(share: float, seed: int, count: int) -> None:
     chosen = held_out_of(np.arange(count), share, seed)
@@ -144,6 +145,29 @@ def test_blocks_of_two_kinds_join_to_what_both_were() -> None:
     whole = joined(blocks).minibatch()
     np.testing.assert_array_equal(whole.feeds["x"], np.concatenate(parts))
     assert whole.rows.tolist() == [0, 1, 2, 3]
+
+
+def digest(path: Path, shape: tuple[Any, ...], **spec: Any) -> str:
+    inputs = [TensorSpec("x", "float32", ("batch", *shape))]
+    source = open_source(DataSpec(str(path), batch_size=8, **spec), path.parent, inputs)
+    return Rows(source, batch_size=4, share=0.2).digest
+
+
+def test_files_that_are_read_in_another_way_are_other_rows(tmp_path: Path) -> None:
+    """A checkpoint made by one label, or by one scale of pixels, is none of another's."""
+    rows, images = tmp_path / "rows.npz", tmp_path / "images"
+    np.savez(rows, x=np.ones((20, 4), np.float32), a=np.arange(20), b=np.arange(20) % 2)
+    images.mkdir()
+    for k in range(20):
+        pixels = np.full((4, 4, 3), 10 * k, np.uint8)
+        Image.fromarray(pixels).save(images / f"{k:02}.png")
+    by = [digest(rows, (4,), label=label) for label in "aab"]
+    assert by[0] == by[1] != by[2]
+    scaled = [
+        digest(images, (3, 4, 4), image=Images(mean=(0.0,), scale=(scale,)))
+        for scale in (255.0, 255.0, 128.0)
+    ]
+    assert scaled[0] == scaled[1] != scaled[2]
 
 
 def test_fewer_rows_than_a_step_takes() -> None:

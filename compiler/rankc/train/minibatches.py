@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -67,6 +68,12 @@ class Block:
     def nbytes(self) -> int:
         """What it takes in memory."""
         return sum(column.nbytes for column in self.columns.values()) + self.rows.nbytes
+
+    def hash_into(self, found: hashlib._Hash) -> None:
+        """Take names, types and values into a hash."""
+        for name, column in self.columns.items():
+            found.update(repr((name, column.dtype, self.dtypes[name], column.shape)).encode())
+            found.update(memoryview(np.ascontiguousarray(column)).cast("B"))
 
     def take(self, which: NDArray[Any]) -> Block:
         """Rows by place or by mask; a copy."""

@@ -11,6 +11,7 @@ finds the place where it stopped.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 
@@ -57,13 +58,18 @@ class Rows:
         self._memory = (memory_mb or MEMORY_MB) << 20
         self._kept = _Kept(self._memory * 3 // 4, training.rows)
         self._looked_at = _Kept(self._memory // 4, (held_out or training).rows)
+        read = hashlib.sha256()
         for block, chosen in self._read():
+            block.hash_into(read)
             if held_out is None:
                 self._looked_at.add(block.take(chosen))
             self._kept.add(block.take(~chosen))
         if held_out is not None:
+            read.update(b"held out")
             for block in _blocks(held_out):
+                block.hash_into(read)
                 self._looked_at.add(block)
+        self._content = read.hexdigest()
         self.count, self.held_out_count = self._kept.count, self._looked_at.count
         self._require_enough()
 
@@ -74,10 +80,13 @@ class Rows:
 
     @property
     def digest(self) -> str:
-        """What the rows and their order depend on."""
-        held_out = "" if self._held_out is None else self._held_out.digest()
+        """What the rows and their order depend on.
+
+        Of the values as they were read, not of the files: those hang on the label's column, on how
+        images are cut and scaled, and on what code reads, too.
+        """
         how = (self.batch_size, self._share, self._seed, self._memory, self.count)
-        return " ".join(map(str, (self._training.digest(), held_out, *how)))
+        return " ".join(map(str, (self._content, *how)))
 
     @property
     def where(self) -> str:
@@ -219,14 +228,20 @@ def held_out_of(rows: NDArray[np.int64], share: float, seed: int) -> NDArray[np.
         seed: draws.
     """
     stratum = np.floor(rows * share).astype(np.int64)
-    start = np.ceil(stratum / share).astype(np.int64)
-    size = np.maximum(np.ceil((stratum + 1) / share).astype(np.int64) - start, 1)
+    stratum -= rows < _start(stratum, share)  # product and quotient may be rounded apart
+    stratum += rows >= _start(stratum + 1, share)
+    start = _start(stratum, share)
+    size = np.maximum(_start(stratum + 1, share) - start, 1)
     drawn = [
         np.random.default_rng([_HELD_OUT, seed, int(one)]).random() for one in np.unique(stratum)
     ]
     place = np.asarray(drawn)[np.searchsorted(np.unique(stratum), stratum)]
     chosen: NDArray[np.bool_] = rows == start + np.floor(place * size).astype(np.int64)
     return chosen
+
+
+def _start(stratum: NDArray[np.int64], share: float) -> NDArray[np.int64]:
+    return np.ceil(stratum / share).astype(np.int64)
 
 
 class _Kept:
