@@ -73,7 +73,7 @@ class Block:
         """Take names, types and values into a hash."""
         for name, column in self.columns.items():
             found.update(repr((name, column.dtype, self.dtypes[name], column.shape)).encode())
-            found.update(memoryview(np.ascontiguousarray(column)).cast("B"))
+            found.update(np.ascontiguousarray(column).data.cast("B"))
 
     def take(self, which: NDArray[Any]) -> Block:
         """Rows by place or by mask; a copy."""
