@@ -146,6 +146,20 @@ def test_what_is_trained_of_the_compressed_model(
         assert not [name for name in changed if name.endswith("bias")]
 
 
+def test_what_is_frozen_keeps_its_bytes(tmp_path: Path, plain: Project) -> None:
+    """A bias, too, behind whose layer a BatchNormalization would be folded; its weight learns."""
+    made = trained(
+        tmp_path / "project", CONV,
+        recover={**RECOVER, "guard": False, "freeze": ["depthwise.bias", "pointwise.w"]},
+    )  # fmt: skip
+    compiled(made)
+    before, after = initializers(plain), initializers(made)
+    for name in ("depthwise.bias", "pointwise.w"):
+        np.testing.assert_array_equal(after[name], before[name])
+    for name in ("depthwise.w", "pointwise.bias"):
+        assert not np.array_equal(after[name], before[name])
+
+
 def test_a_search_recovers_every_plan_that_it_tries(tmp_path: Path) -> None:
     made = trained(tmp_path / "project", CONV, recover={"epochs": 1, "lr": 0.01})
     made.set(

@@ -75,8 +75,8 @@ def insert_batch_norms(
         batches: arrays by input name, for the means and variances, over batches and positions.
         nodes: names of layers: Conv, ConvTranspose, and Gemm or MatMul with outputs (batch, m).
             By default every convolution with constant weights.
-        frozen: patterns of weights that are not to be trained: their layers get none, for folding
-            it would change them.
+        frozen: patterns of weights and biases that are not to be trained: their layers get none,
+            for folding it would change them.
 
     Returns:
         Names of the new nodes, in the model's order: `<layer>/batch_norm`.
@@ -195,7 +195,9 @@ def _meant(model: ir.Model, nodes: Collection[str] | None) -> list[Layer]:
 
 def _needs_none(layer: Layer, frozen: Sequence[str]) -> bool:
     """Whether no BatchNormalization belongs behind a layer."""
-    if any(matches(str(only_input(layer.node, 1).name), pattern) for pattern in frozen):
+    own = [v for node in (layer.node, layer.add) if node is not None for v in node.inputs]
+    names = [str(v.name) for v in own if v is not None and v.is_initializer()]
+    if any(matches(name, pattern) for name in names for pattern in frozen):
         return True
     readers = {reader.op_type for reader in layer.output.consumers()}
     if not readers or layer.output.is_graph_output():
