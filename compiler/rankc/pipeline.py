@@ -46,7 +46,7 @@ from rankc.validate import (
     validate,
 )
 from rankc.validate.device_gates import device_gates
-from rankc.validate.fitting import check_gates_fit
+from rankc.validate.fitting import check_gates_fit, check_sizes_fit
 from rankc.validate.own import Own, open_metrics
 from rankc.validate.schema import Metrics
 from rankrt.manifest import Engine, Golden
@@ -181,6 +181,8 @@ def take_in(
         inputs = original.inputs
         check_gates_fit(recipe, original.outputs)
         data = recipe.data
+        if data.validation is not None:  # else nothing is timed
+            check_sizes_fit(recipe.latency.batch_sizes, inputs)
         calibration, validation, rows, held_out = (
             None
             if spec is None

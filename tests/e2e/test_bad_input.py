@@ -471,4 +471,6 @@ def test_a_fixed_batch_that_is_not_timed(small: Project, refused: Refusal) -> No
     for which in ("calibration", "validation"):
         save(small.folder / f"{which}.npz", {"x": np.ones((8, 16), np.float32)})
     small.without_labels().set(passes=[{"lowrank": {"rank": 4, "min_size": 1}}], gates=[])
-    refused(small.set(budget=None), Exit.USAGE, "latency.batch_sizes: 1 cannot be run", "(8, 16)")
+    words = "latency.batch_sizes: 1 cannot be run", "(8, 16)"
+    done = refused(small.set(budget=None), Exit.USAGE, *words)
+    assert "  cleanup " not in done.out, "before anything is compressed, or trained for hours"

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from rankc.data import Array, Source
-from rankc.errors import RecipeError
 from rankc.progress import Stage
 from rankc.recipe import Recipe
 from rankc.validate.baseline import Baseline
 from rankc.validate.estimates import Estimate, bootstrapped
+from rankc.validate.fitting import check_sizes_fit
 from rankc.validate.footprint import footprint
 from rankc.validate.gates import finish, require_measured
 from rankc.validate.latency import CLOCK, LEVEL, SCOPE, batch_of, compare_latency
@@ -26,7 +26,7 @@ from rankc.validate.sampling import one_core
 from rankc.validate.schema import FORMAT, LatencyHow, Measured, Metrics, Ratios
 from rankc.validate.scoring import Scored, batched_inputs, score
 from rankc.validate.startup import start_in_turn
-from rankrt.session import Session, open_model
+from rankrt.session import open_model
 
 LATENCY_SECONDS = 12.0  # of CPU time, for all batch sizes together
 _RESAMPLES = 1000
@@ -75,7 +75,7 @@ def validate(
     metrics["environment"][before.backend] = before.version
     metrics["latency_how"]["backend"] = f"{before.backend} {before.version}"
     sizes = recipe.latency.batch_sizes
-    _require_batch_axis(before, sizes)
+    check_sizes_fit(sizes, before.inputs)
     scored = score(
         before,
         after,
@@ -149,20 +149,6 @@ def columns_of(recipe: Recipe) -> tuple[str, str]:
     """Names of the label and of the group column."""
     spec = recipe.data.validation
     return ("label", "group") if spec is None else (spec.label or "label", spec.group or "group")
-
-
-def _require_batch_axis(session: Session, sizes: tuple[int, ...]) -> None:
-    """Refuse batch sizes that the model's fixed shapes cannot take."""
-    if batched_inputs(session.inputs):
-        return
-    fixed = {spec.shape[0] for spec in session.inputs if spec.shape}
-    wrong = [size for size in sizes if fixed != {size}]
-    if wrong:
-        listed = ", ".join(map(str, session.inputs))
-        raise RecipeError(
-            f"latency.batch_sizes: {', '.join(map(str, wrong))} cannot be run, the model's inputs "
-            f"have a fixed first axis ({listed}); ask for that size only, or export with a free one"
-        )
 
 
 def _add_footprints(metrics: Metrics, original: Path, compressed: Path) -> None:

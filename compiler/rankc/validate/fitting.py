@@ -1,7 +1,7 @@
-"""Gates on metrics that the model's output cannot have, told before anything is compressed.
+"""Gates and batch sizes that the model cannot have, told before anything is compressed or trained.
 
-Only what the output's shape rules out is told here. What the labels rule out shows when rows have
-been run, see `require_measured`.
+Of metrics, only what the output's shape rules out is told here. What the labels rule out shows when
+rows have been run, see `require_measured`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rankc.errors import RecipeError
 from rankc.recipe import Recipe
 from rankc.validate.quantities import QUANTITIES
-from rankc.validate.scoring import scored_output
+from rankc.validate.scoring import batched_inputs, scored_output
 from rankrt.session import TensorSpec
 
 _AGREEMENT = ("top1_agreement", "kl_div")
@@ -86,3 +86,21 @@ def _kind(shape: tuple[int | str | None, ...]) -> str:
     if all(size == 1 for size in sizes[1:]):
         return "classes"
     return {2: "tokens", 3: "pixels"}.get(len(sizes), "")
+
+
+def check_sizes_fit(sizes: Sequence[int], inputs: Sequence[TensorSpec]) -> None:
+    """Refuse batch sizes to be timed that the model's fixed shapes cannot take.
+
+    Raises:
+        RecipeError: Lists the sizes, and the inputs.
+    """
+    if batched_inputs(inputs):
+        return
+    fixed = {spec.shape[0] for spec in inputs if spec.shape}
+    wrong = [size for size in sizes if fixed != {size}]
+    if wrong:
+        listed = ", ".join(map(str, inputs))
+        raise RecipeError(
+            f"latency.batch_sizes: {', '.join(map(str, wrong))} cannot be run, the model's inputs "
+            f"have a fixed first axis ({listed}); ask for that size only, or export with a free one"
+        )
