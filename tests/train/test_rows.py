@@ -177,7 +177,7 @@ def test_fewer_rows_than_a_step_takes() -> None:
 
 
 def test_no_rows_to_hold_out() -> None:
-    with pytest.raises(DataError, match=r"none of \d+ rows would be held out at train.holdout = 0"):
+    with pytest.raises(DataError, match=r"none of \d+ rows would be held out at holdout = 0"):
         Rows(numbered(3), batch_size=2, share=0.01, seed=1)
 
 

@@ -14,6 +14,8 @@ import torch
 from rankc.errors import MachineError
 from rankc.recipe_training import Training
 
+_NO_MEMORY = "DefaultCPUAllocator"  # what torch says on a CPU, as a plain RuntimeError
+
 
 def device_of(settings: Training) -> torch.device:
     """The device to train on.
@@ -33,7 +35,7 @@ def device_of(settings: Training) -> torch.device:
             else (f"PyTorch {torch.__version__} is built without CUDA")
         )
         raise MachineError(
-            f"train.device is cuda, and {why}; install a PyTorch for your driver, or set it to auto"
+            f"device is cuda, and {why}; install a PyTorch for your driver, or set it to auto"
         )
     return torch.device("cpu")
 
@@ -58,13 +60,17 @@ def deterministic(threads: int, seed: int, device: torch.device) -> Iterator[Non
         except torch.OutOfMemoryError as error:
             raise MachineError(
                 f"the device is out of memory: {error}; lower data.training.batch_size, or set "
-                "train.device to cpu"
+                "device to cpu"
             ) from error
         except RuntimeError as error:
+            if _NO_MEMORY in str(error):
+                raise MachineError(
+                    f"out of memory: {error}; lower data.training.batch_size or memory_mb"
+                ) from error
             if "deterministic" not in str(error):
                 raise
             raise MachineError(
-                f"not every operator is repeatable on this device: {error}; set train.device to cpu"
+                f"not every operator is repeatable on this device: {error}; set device to cpu"
             ) from error
         finally:
             torch.set_num_threads(before[0])

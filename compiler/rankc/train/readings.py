@@ -185,6 +185,6 @@ def _require_shape(task: Task, output: str, shape: tuple[int, ...]) -> None:
     if not fits[task]:
         asked = "(rows, classes)" if task == "multiclass" else "(rows, places, classes)"
         raise RecipeError(
-            f"train.objective.task is {task}, which takes an answer of shape {asked}; "
+            f"objective.task is {task}, which takes an answer of shape {asked}; "
             f"'{output}' has {shape}"
         )

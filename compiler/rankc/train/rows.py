@@ -205,7 +205,7 @@ class Rows:
     def _require_enough(self) -> None:
         if not self.held_out_count:
             raise DataError(
-                f"{self.where}: none of {self.count} rows would be held out at train.holdout = "
+                f"{self.where}: none of {self.count} rows would be held out at holdout = "
                 f"{self._share}; give more rows, a larger share, or data.holdout"
             )
         if self.count < self.batch_size:
