@@ -61,7 +61,8 @@ class Earlier:
 
     def forget_recoveries(self) -> None:
         """They are of one plan each, and the plan has been carried out."""
-        for done in self.training.glob("recover-*.checkpoint"):
+        unfinished = self.training.glob(".*.checkpoint-*")  # of a run that was killed while writing
+        for done in (*self.training.glob("recover-*.checkpoint"), *unfinished):
             done.unlink(missing_ok=True)
         if self.training.is_dir() and not any(self.training.iterdir()):
             self.training.rmdir()

@@ -66,7 +66,9 @@ def test_killed_in_the_midst_of_training_and_gone_on(tmp_path: Path, key: str, h
     code, told = cut_off(cut, signal.SIGKILL)
     assert code == -signal.SIGKILL, told
     assert not cut.out.exists()
+    (training(cut) / f".{key}.checkpoint-0a1b2c3d").write_bytes(b"killed while it was written")
     done = compiled(cut, "--resume")
+    assert not list(training(cut).glob(".*")), "nobody would ever read it"
     assert "gone on from step" in stage_line(done, key)
     assert f"gone on from step {12 * STEPS // 2}" not in done.out, "it was killed at the end"
     assert model_bytes(cut) == model_bytes(whole)
