@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from conv_builders import images
+from conv_builders import convnet, images
 from projects import Done, Project, command
 from rankc.errors import Exit
 from training_projects import (
@@ -158,6 +158,32 @@ def test_what_is_frozen_keeps_its_bytes(tmp_path: Path, plain: Project) -> None:
         np.testing.assert_array_equal(after[name], before[name])
     for name in ("depthwise.w", "pointwise.bias"):
         assert not np.array_equal(after[name], before[name])
+
+
+def two_outputs() -> ir.Model:
+    """The net of these tests with another output, of its pixels."""
+    model = convnet()
+    pooled = next(node for node in model.graph if node.op_type == "Flatten").outputs[0]
+    w = ir.val("side.w", const_value=ir.tensor(np.ones((16, 3), np.float32), name="side.w"))
+    model.graph.register_initializer(w)
+    node = ir.node("MatMul", [pooled, w], name="side")
+    node.outputs[0].name, node.outputs[0].dtype = "side_out", ir.DataType.FLOAT
+    node.outputs[0].shape = ir.Shape(["batch", 3])
+    model.graph.append(node)
+    model.graph.outputs.append(node.outputs[0])
+    return model
+
+
+def test_an_output_that_nothing_is_learnt_about_is_told(tmp_path: Path) -> None:
+    """The objective is of the first answer; of others where objective.match names them."""
+    recover = {"epochs": 1, "lr": 0.01}
+    made = trained(tmp_path / "project", TRP, model=two_outputs(), recover=recover)
+    compiled(made)
+    for stage in ("train", "recover"):
+        assert "nothing of it is about the output side_out" in lesson(made, stage)["why"]
+    made.set(recover={**recover, "objective": {"match": {"side_*": 0.5}}})
+    compiled(made)
+    assert "about the output" not in lesson(made, "recover")["why"]
 
 
 def test_a_search_recovers_every_plan_that_it_tries(tmp_path: Path) -> None:

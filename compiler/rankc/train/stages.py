@@ -13,12 +13,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from rankc.answers import answers_of
 from rankc.data import Source
 from rankc.errors import RecipeError
 from rankc.graph import matches
 from rankc.passbase import Pass
 from rankc.progress import Stage
-from rankc.recipe_training import Recovery, Training
+from rankc.recipe_training import Objective, Recovery, Training
 from rankc.train.batch_norm import fold_batch_norms, insert_batch_norms
 from rankc.train.gradients import require_trainable
 from rankc.train.history import History
@@ -88,6 +89,7 @@ def train_model(
     for method in methods:
         method.attach(trained)
     why = f"the held-out loss went from {_loss(history, 0)} to {_loss(history, history.best)}"
+    why += _unheard(original, settings.objective)
     return trained, _lesson("train", history, True, why, _ranks(methods))
 
 
@@ -145,6 +147,7 @@ def recover_model(
     after = held_out_losses(Interpreter(trained), rows, settings, teacher)
     fall = Fall.of(before, after)
     kept, why = _kept(settings, fall, history)
+    why += _unheard(original, settings.objective)
     stage.note(f"{history.told()}; {'kept' if kept else 'not kept'}")
     lesson = _lesson("recover", history, kept, why)
     lesson["fall"], lesson["standard_error"] = fall.mean, fall.error
@@ -188,6 +191,25 @@ def _kept(settings: Recovery, fall: Fall, history: History) -> tuple[bool, str]:
     kept = fall.exceeds(settings.margin)
     word = "more" if kept else "not more"
     return kept, f"{fall.told()}: {word} than {settings.margin:g} of them"
+
+
+def _unheard(original: ir.Model, objective: Objective) -> str:
+    """Answers that the objective says nothing of, in words; empty where there are none."""
+    left = []
+    for answer in answers_of(original.graph)[1:]:
+        behind = [str(v.name) for node in answer.logit.consumers() for v in node.outputs]
+        weights = [
+            w
+            for glob, w in objective.match.items()
+            for n in (answer.name, *behind)
+            if matches(n, glob)
+        ]
+        left += [] if any(weights) else [answer.name]
+    if not left:
+        return ""
+    return (
+        f"; nothing of it is about the output {', '.join(left)}, which objective.match could name"
+    )
 
 
 def preprocessing(model: ir.Model) -> list[str]:
