@@ -175,16 +175,20 @@ def _row(run: Run, before: dict[str, Any], after: dict[str, Any]) -> str:
         str(run.recovery),
         str(run.seed),
         f"{after['size_ratio']:.2f}",
-        f"{lost:+.5f}",
-        f"{left:+.5f}",
+        _signed(lost),
+        _signed(left),
         won,
-        f"{before['logloss']['difference']:+.5f}",
-        f"{after['logloss']['difference']:+.5f}",
+        _signed(before["logloss"]["difference"]),
+        _signed(after["logloss"]["difference"]),
         f"{first:.3g} to {first - lesson['fall']:.3g}",
         "keep" if better else "leave",
         f"{lesson['seconds']:.0f}",
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.5f}" if abs(value) >= 5e-6 else "0.00000"
 
 
 if __name__ == "__main__":
