@@ -77,15 +77,19 @@ def _untrainable(recipe: Recipe) -> Iterator[Problem]:
 
 def _rows_twice(recipe: Recipe) -> Iterator[Problem]:
     """Where rows that judge would be rows that teach."""
-    rows, held, judging = recipe.data.training, recipe.data.holdout, recipe.data.validation
+    data = recipe.data
+    rows, held, judging = (
+        None if spec is None else (recipe.folder / spec.path).resolve()
+        for spec in (data.training, data.holdout, data.validation)
+    )
     leave = "name others, or leave holdout out: a share of data.training is then held out"
-    if held is not None and judging is not None and held.path == judging.path:
+    if held is not None and held == judging:
         why = "these rows decide the gates, so they may not decide the training"
         yield Problem(("data", "holdout"), why, leave)
-    if held is not None and rows is not None and held.path == rows.path:
+    if held is not None and held == rows:
         why = "these rows are trained on, so they cannot tell whether training helps"
         yield Problem(("data", "holdout"), why, leave)
-    if rows is not None and judging is not None and rows.path == judging.path:
+    if rows is not None and rows == judging:
         why = "these rows decide the gates, so they may not be trained on"
         yield Problem(("data", "training"), why, "name others")
 

@@ -108,6 +108,15 @@ def test_recipes_that_cannot_train(
     refused(made, Exit.USAGE, *words)
 
 
+@pytest.mark.parametrize("path", ["./training.npz", "sub/../training.npz", "link.npz"])
+def test_one_file_under_two_names(tmp_path: Path, refused: Refusal, path: str) -> None:
+    """Rows that decide the gates would be trained on."""
+    made = trained(tmp_path / "project", CONV, recover=TRAIN)
+    (made.folder / "link.npz").symlink_to(made.folder / "training.npz")
+    made.edit(lambda tree: tree["data"]["validation"].update(path=path))
+    refused(made, Exit.USAGE, "data.training", "these rows decide the gates")
+
+
 def test_a_device_that_is_not_there(tmp_path: Path, refused: Refusal) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
