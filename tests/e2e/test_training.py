@@ -275,3 +275,17 @@ def test_a_member_without_factors_has_none_to_recover(tmp_path: Path) -> None:
     assert "no low-rank layer in this plan" in done.out
     assert "training" not in json.loads((made.out / "1" / "metrics.json").read_text("utf-8"))
     assert "training" in json.loads((made.out / "0.6" / "metrics.json").read_text("utf-8"))
+
+
+def test_bisect_says_how_a_bundle_without_recovery_is_made(tmp_path: Path) -> None:
+    """Followed to the letter, where nothing but the recovery reads the rows to train on."""
+    made = trained(tmp_path / "project", CONV, budget={"unit": "macs", "keep_ratio": 0.4})
+    compiled(made.without_labels().set(recover=RECOVER))
+    done = command("bisect", str(made.out), "--recipe", str(made.recipe))
+    without, other = "--set recover=null --set data.training=null", str(tmp_path / "other")
+    assert done.code == Exit.USAGE
+    assert f"{without} --out ANOTHER" in done.last
+    done = command("compile", str(made.recipe), *without.split(), "--out", other)
+    assert done.code == Exit.OK, done.out + done.err
+    done = command("bisect", other, "--recipe", str(made.recipe), *without.split())
+    assert done.code == Exit.OK, done.out + done.err

@@ -256,10 +256,12 @@ def _require_untrained(contents: Contents) -> None:
     written = contents.folder / "metrics.json"
     lessons = json.loads(written.read_text("utf-8")).get("training", []) if written.exists() else []
     if any(lesson["stage"] == "recover" and lesson["kept"] for lesson in lessons):
+        trained = any(lesson["stage"] == "train" for lesson in lessons)
+        rows = "" if trained else " --set data.training=null"  # which nothing else reads
         raise RecipeError(
             "bisect: the weights of this bundle were trained after layers were rewritten "
             "(recover), so none of them can be made dense again by itself; compile without it, "
-            "--set recover=null --out ANOTHER, and bisect that bundle"
+            f"--set recover=null{rows} --out ANOTHER, and bisect that bundle"
         )
 
 
