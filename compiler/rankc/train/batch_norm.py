@@ -156,13 +156,14 @@ def _run_training(net: Interpreter, batch: Mapping[str, Tensor]) -> None:
 
 
 def _statistics(net: Interpreter) -> list[tuple[str, str]]:
-    """Names of running mean and variance, a pair for each BatchNormalization that keeps them."""
+    """Names of running mean and variance, a pair for each BatchNormalization that changes them."""
     return [
         (str(only_input(node, 3).name), str(only_input(node, 4).name))
         for node in net.graph
         if node.op_type == "BatchNormalization"
         and not attribute(node, "training_mode", 0)
         and all(only_input(node, k).is_initializer() for k in (3, 4))
+        and not any(only_input(node, k).name in net.state.frozen for k in (3, 4))
     ]
 
 

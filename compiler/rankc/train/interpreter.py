@@ -63,6 +63,8 @@ class Interpreter(nn.Module):
             else:
                 self.register_buffer(f"constant_{k}", tensor)
                 self._buffers_of[name] = f"constant_{k}"
+                if pattern is not None:
+                    self.state.frozen |= {name}
 
     def _steps(self) -> Program:
         return program_of(self.graph, self._model.opset_imports.get("", 0), self.state)

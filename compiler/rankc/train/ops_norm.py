@@ -14,10 +14,12 @@ _MEAN_VARIANCE_EPSILON = 1e-9  # as the operator's function in the ONNX standard
 
 def _batch_norm(op: Op) -> Function:
     epsilon, kept, state = op.number("epsilon", 1e-5), op.number("momentum", 0.9), op.state
+    statistics = {str(value.name) for value in op.node.inputs[3:5] if value is not None}
 
     def batch_norm(x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """In training by the batch's statistics, which then flow into `mean` and `var`."""
-        learning = state.training and not state.fixed_statistics
+        fixed = state.fixed_statistics or not statistics.isdisjoint(state.frozen)
+        learning = state.training and not fixed
         momentum = 1.0 - kept if state.momentum is None else state.momentum
         return F.batch_norm(x, mean, var, scale, bias, learning, momentum, epsilon)
 

@@ -45,6 +45,7 @@ class State:
 
     training: bool = False  # BatchNormalization then takes the statistics of the batch
     fixed_statistics: bool = False  # not even then
+    frozen: frozenset[str] = frozenset()  # running statistics that stay what they are, by name
     momentum: float | None = None  # of running statistics, instead of each node's; 1: the batch's
 
 
