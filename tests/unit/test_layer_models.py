@@ -126,7 +126,7 @@ def test_every_pass_with_layers_can_be_profiled() -> None:
                 if isinstance(site, Site):
                     solved(kind(), alone(model, kind(), site), site)
                     seen.add(kind.name)
-    assert seen == {"lowrank", "conv"}
+    assert seen == {"lowrank", "conv", "trp", "maestro"}
 
 
 def test_equal_layers_have_equal_signatures() -> None:
