@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from builders import model_of, weight
 from rankc.errors import ModelError
 from rankc.train.interpreter import Interpreter
-from rankc.train.pairs import balanced, pairs_of, rebalance
+from rankc.train.pairs import orthogonal, pairs_of, rebalance
 from rankc.train.recovery import (
     Recovering,
     from_identity,
@@ -63,7 +63,7 @@ def rows_of(model: ir.Model) -> torch.Tensor:
 def test_a_balanced_pair_is_the_same_product(r: int, p: int, q: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(r, p)), rng.normal(size=(r, q))
-    left, right = balanced(a, b)
+    left, right = orthogonal(a, b)
     np.testing.assert_allclose(left.T @ right, a.T @ b, atol=1e-12)
     rank = min(r, p, q)
     np.testing.assert_allclose(left[:rank] @ left[:rank].T, np.eye(rank), atol=1e-12)

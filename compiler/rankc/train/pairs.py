@@ -22,7 +22,7 @@ _LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Unfolding:
+class Side:
     """How the weight of one layer of a pair becomes rows, one a channel between the two."""
 
     name: str  # of the initializer
@@ -45,8 +45,8 @@ class Unfolding:
 class Pair:
     """Two layers in a row. `plain`: neither has groups, so that the identity above holds."""
 
-    first: Unfolding
-    second: Unfolding
+    first: Side
+    second: Side
     nodes: tuple[str, str]
     plain: bool
 
@@ -73,8 +73,8 @@ def _pair(first: ir.Node) -> Pair | None:
         return None
     groups = [attribute(node, "group", 1) for node in (first, second)]
     return Pair(
-        Unfolding(_weight(first), _out_axis(first)),
-        Unfolding(_weight(second), _in_axis(second)),
+        Side(_weight(first), _out_axis(first)),
+        Side(_weight(second), _in_axis(second)),
         (str(first.name), str(second.name)),
         groups == [1, 1],
     )
@@ -113,14 +113,14 @@ def rebalance(model: ir.Model, pairs: Sequence[Pair]) -> None:
     for pair in separate(pairs):
         values = [model.graph.initializers[name] for name in pair.weights]
         arrays = [value.const_value.numpy() for value in values]  # type: ignore[union-attr]
-        rows = balanced(pair.first.rows(arrays[0]), pair.second.rows(arrays[1]))
+        rows = orthogonal(pair.first.rows(arrays[0]), pair.second.rows(arrays[1]))
         for value, side, array, found in zip(
             values, (pair.first, pair.second), arrays, rows, strict=True
         ):
             value.const_value = ir.tensor(side.weight(found, array), name=value.name)
 
 
-def balanced(first: Floats, second: Floats) -> tuple[Floats, Floats]:
+def orthogonal(first: Floats, second: Floats) -> tuple[Floats, Floats]:
     """A (r, p) and B (r, q) with the same A^T B, the rows of A orthonormal, those of B falling.
 
     Where r > p the rows of A cannot all be orthonormal; those beyond are zero in B.

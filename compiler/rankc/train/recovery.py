@@ -24,7 +24,7 @@ from rankc.errors import ModelError
 from rankc.train.codes import modules_of_codes
 from rankc.train.hooks import Silent
 from rankc.train.interpreter import Interpreter
-from rankc.train.pairs import Pair, Unfolding, pairs_of, rebalance, separate
+from rankc.train.pairs import Pair, Side, pairs_of, rebalance, separate
 
 Tensor = torch.Tensor
 Parameters = Literal["all", "factors", "singular"]
@@ -103,7 +103,7 @@ class Recovering(Silent):
         return {"pairs": [pair.nodes[0] for pair in self._pairs]}
 
 
-def from_identity(weight: Tensor, side: Unfolding) -> Tensor:
+def from_identity(weight: Tensor, side: Side) -> Tensor:
     """|A A^T - I|^2 of the weight's rows, of A^T A where there are more rows than columns."""
     rows = weight.movedim(side.axis, 0).flatten(1)
     short = rows if rows.shape[0] <= rows.shape[1] else rows.T
