@@ -9,6 +9,7 @@ import numpy as np
 
 from rankc.linalg import Floats
 from rankc.passes.maestro import Target
+from rankc.train.shared_ranks import most_ranks
 
 LEVELS = 12  # budgets that are drawn from
 PLANNED = 50  # steps for which the ranks of a budget hold
@@ -107,20 +108,9 @@ def ranks_within(gains: Sequence[Floats], targets: Sequence[Target], share: floa
         for g, t in zip(gains, targets, strict=True)
     ]
 
-    def ranks(least: float) -> list[int]:
-        return [max(int((one >= least).sum()), 1) for one in worth]
-
     def macs(found: Sequence[int]) -> int:
         pairs = zip(found, targets, strict=True)
         return sum(min(rank * target.macs_a_rank, target.macs) for rank, target in pairs)
 
-    levels = np.unique(np.concatenate(worth))
-    low, high = 0, len(levels) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if macs(ranks(levels[middle])) <= share * dense:
-            high = middle
-        else:
-            low = middle + 1
-    found = zip(ranks(levels[low]), targets, worth, strict=True)
+    found = zip(most_ranks(worth, macs, share * dense), targets, worth, strict=True)
     return [len(w) if rank * t.macs_a_rank >= t.macs else rank for rank, t, w in found]

@@ -9,6 +9,7 @@ import numpy as np
 
 from rankc.linalg import Floats
 from rankc.passes.trp import Target, Trp
+from rankc.train.shared_ranks import most_ranks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,24 +48,13 @@ def jointly(squares: Mapping[Target, Floats], share: float) -> dict[Target, int]
     dense = sum(target.macs for target in squares)
     worth = [_shares(one) / target.macs_a_rank for target, one in squares.items()]
 
-    def ranks(least: float) -> list[int]:
-        return [max(int((gains >= least).sum()), 1) for gains in worth]
-
     def macs(found: Sequence[int]) -> int:
         return sum(
             target.macs if rank > target.most else rank * target.macs_a_rank
             for target, rank in zip(squares, found, strict=True)
         )
 
-    levels = np.unique(np.concatenate(worth))
-    low, high = 0, len(levels) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if macs(ranks(levels[middle])) <= share * dense:
-            high = middle
-        else:
-            low = middle + 1
-    found = dict(zip(squares, ranks(levels[low]), strict=True))
+    found = dict(zip(squares, most_ranks(worth, macs, share * dense), strict=True))
     return {t: len(squares[t]) if rank > t.most else rank for t, rank in found.items()}
 
 
