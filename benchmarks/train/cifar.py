@@ -3,8 +3,8 @@
 `python -m benchmarks.train.cifar --data FOLDER --weights FILE`, as `models.cifar.build` takes them.
 
 For each seed the net is fine-tuned on the user's images first (6 epochs): that is the baseline.
-Then, every way with the same number of epochs on the same images, the same objective (a share of
-labels, the original's answers, and what its blocks put out) and the same budget of the net's MACs:
+Then, every way with the same number of epochs on the same images, the same objective (the
+original's answers and what its blocks put out, images blended with one another) and the same budget of the net's MACs:
 
   dense        the dense net trained on: what the epochs are worth without compression
   closed form  `conv`, refitted layer by layer, then recovered
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"
 FOLDER = ROOT / "build" / "bench-train" / "cifar"
 KEEP = 0.357  # of the MACs: 2.8 times fewer
-EPOCHS, SEEDS = 12, (0, 1, 2)
+EPOCHS, SEEDS = 40, (0, 1, 2)
 CURVE = (1.5, 2.0, 2.8, 3.5, 4.5, 6.0)  # times fewer MACs
 BLOCKS = r"re:relu_(2|4|6|8|10|12|14|16|18)$"  # outputs of the nine residual blocks
 MATCHED = {"weights": False, "variance": True}
@@ -52,12 +52,14 @@ def loop(epochs: float, **more: Any) -> dict[str, Any]:
     """How all are trained."""
     return {
         "epochs": epochs,
-        "lr": 0.02,
-        "warmup": 0.05,
+        "lr": 0.01,
+        "warmup": 0.1,
+        "average": 0.99,
         "precision": "bf16",
-        "augment": {"pad": 4, "flip": True},
-        "objective": {"label": 0.3, "distill": 0.7, "temperature": 2, "match": {BLOCKS: 0.3}},
+        "augment": {"pad": 4, "flip": True, "mix": 0.5},
+        "objective": {"temperature": 2, "match": {BLOCKS: 0.3}},
         "holdout": 0.02,
+        "evaluate": 5,
     } | more
 
 
