@@ -4,7 +4,8 @@
 
 For each seed the net is fine-tuned on the user's images first (6 epochs): that is the baseline.
 Then, every way with the same number of epochs on the same images, the same objective (the
-original's answers and what its blocks put out, images blended with one another) and the same budget of the net's MACs:
+original's answers and what its blocks put out, images blended with one another) and the same
+budget of the net's MACs:
 
   dense        the dense net trained on: what the epochs are worth without compression
   closed form  `conv`, refitted layer by layer, then recovered
