@@ -17,7 +17,6 @@ from rankc.rewriting import Sites
 from rankc.train.hooks import Hook
 from rankc.train.maestro import MaestroHook
 from rankc.train.trp import TrpHook
-from rankc.train.unshare import unshare
 
 
 def _nothing(model: ir.Model) -> None:
@@ -30,13 +29,6 @@ class Method:
 
     hook: Hook
     attach: Callable[[ir.Model], None] = _nothing
-
-
-def unshare_targets(model: ir.Model, passes: Sequence[Pass]) -> None:
-    """Give every layer that a pass trains a weight of its own, in place."""
-    for one in passes:
-        if isinstance(one, Trp | Maestro):
-            unshare(model, sorted({target.weight for target in one.trained(model)}))
 
 
 def methods_of(

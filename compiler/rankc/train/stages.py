@@ -25,7 +25,7 @@ from rankc.train.gradients import require_trainable
 from rankc.train.history import History
 from rankc.train.interpreter import Interpreter
 from rankc.train.loop import held_out_losses, train
-from rankc.train.methods import Method, methods_of, unshare_targets
+from rankc.train.methods import Method, methods_of
 from rankc.train.recovery import Recovering, frozen_but, prepared
 from rankc.train.rows import Rows
 from rankc.train.teacher import Teacher
@@ -75,7 +75,6 @@ def train_model(
     """
     student = model.clone()
     _require_known("train", settings.freeze, student, original)
-    unshare_targets(student, passes)
     rows = _rows(training, held_out, settings, batch_size, seed)
     _put_batch_norms(student, settings, rows)
     methods = methods_of(student, passes, settings, seed)
