@@ -126,8 +126,8 @@ class Criterion:
             apart = distance(self.reading.family, before, logits, self.objective.temperature)
             parts["distill"] = self.objective.distill * _by_row(apart, self._counted(targets))
         for name, weight in self._matched.items():
-            apart = _apart(name, original[name], seen[name])
-            parts[f"match {name}"] = weight * _whole(apart, batch.size)
+            apart = _apart(name, original[name], seen[name], batch.size)
+            parts[f"match {name}"] = weight * apart
         return Terms(parts, logits, targets)
 
     @property
@@ -201,20 +201,23 @@ def _by_row(places: Tensor, counted: Tensor | None) -> Tensor:
     return (places * weights).sum(dim=1) * (len(places) / total)
 
 
-def _apart(name: str, original: Tensor, net: Tensor) -> Tensor:
-    """Squared difference, relative to the original's variance."""
+def _apart(name: str, original: Tensor, net: Tensor, rows: int) -> Tensor:
+    """Mean squared difference of every row, relative to the original's variance, (rows,).
+
+    Of a value without rows the mean of all, for each of them.
+    """
     if original.shape != net.shape:
         raise ModelError(
             f"objective.match: value {name!r} of shape {tuple(original.shape)} in the original "
             f"has {tuple(net.shape)} in the model to be trained"
         )
-    variance = original.float().var(correction=0)
+    original = original.float()
+    variance = original.var(correction=0)
     scale = torch.where(variance > 0, variance, torch.ones_like(variance))
-    return torch.square(net.float() - original.float()) / scale
-
-
-def _whole(entries: Tensor, rows: int) -> Tensor:
-    """Mean of every row; of a value without rows the mean of all, for each of them."""
+    # Summed and then divided, and no power: both keep their gradients small and in their layout.
+    entries = net.float() - original
+    entries = entries * entries
     if entries.dim() and len(entries) == rows:
-        return entries.reshape(rows, -1).mean(dim=1)
-    return entries.mean().expand(rows)
+        of_row = entries[:, None].sum(dim=tuple(range(1, entries.dim() + 1)))
+        return of_row / (scale * (entries.numel() / rows))
+    return (entries.sum() / (scale * entries.numel())).expand(rows)
