@@ -110,6 +110,29 @@ def test_rows_held_out_in_a_source_of_their_own() -> None:
     assert looked_at(rows).tolist() == list(range(30))
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("how", [WHOLE, STREAM])
+def test_rows_that_judge_are_those_that_no_look_goes_by(how: dict[str, Any], apart: bool) -> None:
+    held_out = numbered(701, **how) if apart else None
+    given = numbered(1500, **how), held_out
+    plain, halves = (
+        Rows(*given, batch_size=50, share=0.2, memory_mb=1, judged=judged)
+        for judged in (False, True)
+    )
+    everyone = looked_at(plain)
+    judging = [np.concatenate([batch.rows for batch in r.judging()]) for r in (plain, halves)]
+    np.testing.assert_array_equal(looked_at(halves), everyone[::2])
+    np.testing.assert_array_equal(judging[1], everyone[1::2])
+    np.testing.assert_array_equal(judging[0], everyone)
+    assert plain.digest != halves.digest
+
+
+def test_too_few_rows_to_choose_and_to_judge() -> None:
+    Rows(numbered(30), numbered(3), batch_size=10)
+    with pytest.raises(DataError, match=r"3 of .* at least 4 are needed, half of them to choose"):
+        Rows(numbered(30), numbered(3), batch_size=10, judged=True)
+
+
 def test_pixels_are_kept_in_a_byte_each_and_given_as_what_they_were() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (90, 3, 4, 4)).astype(np.float32)

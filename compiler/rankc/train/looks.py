@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from rankc.errors import RecipeError
 from rankc.train.criterion import Criterion, Terms
 from rankc.train.interpreter import Interpreter
 from rankc.train.losses import task_loss
+from rankc.train.minibatches import Minibatch
 from rankc.train.readings import Reading, Task, device_of
-from rankc.train.rows import Rows
 from rankc.train.teacher import Remembered
 
 Floats = NDArray[np.float64]
@@ -62,14 +62,19 @@ def require_metric(metric: str, reading: Reading, labelled: bool) -> None:
 
 @torch.no_grad()
 def losses_of(
-    net: Interpreter, criterion: Criterion, rows: Rows, remembered: Remembered | None = None
+    net: Interpreter,
+    criterion: Criterion,
+    batches: Iterable[Minibatch],
+    where: str,
+    remembered: Remembered | None = None,
 ) -> tuple[Floats, dict[str, float]]:
-    """The loss of every row held out, in their order, and metrics; the net stays in evaluation.
+    """The loss of every row, in their order, and metrics; the net stays in evaluation.
 
     Args:
         net: on its device.
         criterion: of the loss.
-        rows: those held out are looked at.
+        batches: of rows held out.
+        where: they are from, for messages.
         remembered: the original's answers to them, if it is not to be asked.
 
     Raises:
@@ -78,8 +83,7 @@ def losses_of(
     device = device_of(net)
     net.eval()
     losses, judged = list[Floats](), _Judged(criterion.reading)
-    for batch in rows.held_out():
-        where = rows.where_held_out
+    for batch in batches:
         terms = criterion.terms(batch.to(device), where=where, remembered=remembered)
         losses.append(terms.rows.double().cpu().numpy())
         judged.add(terms)

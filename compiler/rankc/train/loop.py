@@ -67,7 +67,7 @@ def train(
 def held_out_losses(
     net: Interpreter, rows: Rows, settings: Training, teacher: Teacher | None
 ) -> NDArray[np.float64]:
-    """The objective of every row held out, in their order, (rows,).
+    """The objective of every row that judges, `Rows.judging`, in their order, (rows,).
 
     Raises:
         DataError: labels that do not fit.
@@ -75,7 +75,7 @@ def held_out_losses(
     """
     with _at_work(net, teacher, settings, 0):
         criterion = Criterion(net, settings.objective, teacher, rows.first(), rows.where)
-        return losses_of(net, criterion, rows)[0]
+        return losses_of(net, criterion, rows.judging(), rows.where_held_out)[0]
 
 
 @contextlib.contextmanager

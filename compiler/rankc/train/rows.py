@@ -38,6 +38,7 @@ class Rows:
         share: float = 0.1,
         seed: int = 0,
         memory_mb: int | None = None,
+        judged: bool = False,
     ) -> None:
         """Read the rows once, to count them and to keep them where they fit.
 
@@ -49,6 +50,7 @@ class Rows:
             share: one row of every 1/share is held out, which one is drawn.
             seed: of the order and of what is held out.
             memory_mb: for rows, in 2^20 bytes; a quarter of it is for those held out.
+            judged: look at every other row held out only, and leave the rest to `judging`.
 
         Raises:
             DataError: rows that do not fit, fewer than a step takes, none to hold out.
@@ -71,7 +73,8 @@ class Rows:
                 self._looked_at.add(block)
         self._content = read.hexdigest()
         self.count, self.held_out_count = self._kept.count, self._looked_at.count
-        self._require_enough()
+        self._looked, self._judging = ((0, 2), (1, 2)) if judged else ((0, 1), (0, 1))
+        self._require_enough(judged)
 
     @property
     def steps(self) -> int:
@@ -85,7 +88,7 @@ class Rows:
         Of the values as they were read, not of the files: those hang on the label's column, on how
         images are cut and scaled, and on what code reads, too.
         """
-        how = (self.batch_size, self._share, self._seed, self._memory, self.count)
+        how = (self.batch_size, self._share, self._seed, self._memory, self.count, self._looked)
         return " ".join(map(str, (self._content, *how)))
 
     @property
@@ -155,15 +158,33 @@ class Rows:
             yield block.minibatch()
 
     def held_out(self) -> Iterator[Minibatch]:
-        """The rows held out, in their order, in batches of the same size at every look."""
+        """The rows that looks go by, in their order, in batches of the same size at every look."""
+        return self._held(self._looked)
+
+    def judging(self) -> Iterator[Minibatch]:
+        """The rows held out that no look has gone by; all of them where none is left for that."""
+        return self._held(self._judging)
+
+    def _held(self, part: tuple[int, int]) -> Iterator[Minibatch]:
+        """Some of the rows held out: the first of them by place, and how many on to the next."""
+        first, step = part
         if self._looked_at.whole is not None:
-            for at in range(0, self.held_out_count, self.batch_size):
-                yield self._looked_at.whole.minibatch(slice(at, at + self.batch_size))
-        elif self._held_out is not None:
-            yield from (block.minibatch() for block in _blocks(self._held_out))
+            which = np.arange(first, self.held_out_count, step)
+            for at in range(0, len(which), self.batch_size):
+                yield self._looked_at.whole.minibatch(which[at : at + self.batch_size])
+            return
+        at = 0
+        for block in self._held_out_blocks():
+            places = np.arange(at, at + len(block))
+            at += len(block)
+            if len(which := np.flatnonzero(places % step == first)):
+                yield block.minibatch(which)
+
+    def _held_out_blocks(self) -> Iterator[Block]:
+        if self._held_out is not None:
+            yield from _blocks(self._held_out)
         else:
-            blocks = (block.take(chosen) for block, chosen in self._read())
-            yield from (block.minibatch() for block in blocks if len(block))
+            yield from (block.take(chosen) for block, chosen in self._read())
 
     def _read(self) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
         """All rows of the training source, and which of them are held out."""
@@ -202,11 +223,13 @@ class Rows:
                 yield whole.take(np.arange(at - self.batch_size, at))
             waiting = [whole.take(np.arange(at, len(whole)))]
 
-    def _require_enough(self) -> None:
-        if not self.held_out_count:
+    def _require_enough(self, judged: bool) -> None:
+        if self.held_out_count < (least := 4 if judged else 1):
+            why = ", half of them to choose by and half for the guard" if judged else ""
             raise DataError(
-                f"{self.where}: none of {self.count} rows would be held out at holdout = "
-                f"{self._share}; give more rows, a larger share, or data.holdout"
+                f"{self.where_held_out}: {self.held_out_count or 'none'} of {self.count} rows "
+                f"would be held out at holdout = {self._share}, and at least {least} are needed"
+                f"{why}; give more rows, a larger share, or data.holdout"
             )
         if self.count < self.batch_size:
             apart = f", and {self.held_out_count} held out" if self._held_out is None else ""

@@ -227,7 +227,9 @@ class Run:
         if any(hook.reestimates for hook in self.hooks):
             some = (batch.to(self.device).feeds for batch in self.rows.some(REESTIMATED))
             reestimate_batch_norms(self.net, some)
-        losses, metrics = losses_of(self.net, self.criterion, self.rows, self.held_out_answers)
+        rows, known = self.rows, self.held_out_answers
+        held_out, where = rows.held_out(), rows.where_held_out
+        losses, metrics = losses_of(self.net, self.criterion, held_out, where, known)
         look = Look(self.step, self._epoch(), float(losses.mean()), metrics)
         if not np.isfinite(losses).all():
             raise self._diverged(look, losses)

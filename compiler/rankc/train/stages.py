@@ -107,8 +107,9 @@ def recover_model(
 ) -> tuple[ir.Model, Lesson]:
     """Train a compressed model; it is kept where the rows held out say that it helps.
 
-    The guard: the objective of every row held out is taken before and after. The trained weights
-    are kept if it falls by more than `settings.margin` standard errors of its mean fall.
+    The guard: every other row held out chooses the best look, the rest of them judge it. Their
+    objective is taken before and after, and the trained weights are kept if it falls by more than
+    `settings.margin` standard errors of its mean fall.
 
     Args:
         model: finished; left as it is.
@@ -131,7 +132,8 @@ def recover_model(
     student = model.clone()
     _require_known("recover", settings.freeze, student, original)
     pairs = prepared(student, settings.parameters, settings.orthogonality)
-    rows, teacher = _rows(training, held_out, settings, batch_size, seed), Teacher(original)
+    rows = _rows(training, held_out, settings, batch_size, seed, judged=settings.guard)
+    teacher = Teacher(original)
     before = held_out_losses(Interpreter(model), rows, settings, teacher)
     frozen = frozen_but(student, pairs, settings.parameters)
     if settings.parameters != "singular":  # what it folds into would change by more than a scale
@@ -176,8 +178,8 @@ class Fall:
 
     def told(self) -> str:
         return (
-            f"on {self.rows:,} rows held out the loss fell by {self.mean:.3g} ± {self.error:.2g} "
-            f"(standard error) from {self.start:.5g}"
+            f"on {self.rows:,} rows held out that chose nothing, the loss fell by {self.mean:.3g} "
+            f"± {self.error:.2g} (standard error) from {self.start:.5g}"
         )
 
 
@@ -227,17 +229,25 @@ def preprocessing(model: ir.Model) -> list[str]:
 def _require_known(key: str, patterns: Sequence[str], *models: ir.Model) -> None:
     """Refuse a pattern of `freeze` that fits no weight, of what is trained or of the original."""
     names = dict.fromkeys(str(name) for model in models for name in model.graph.initializers)
+    _require_fit(f"{key}.freeze", patterns, list(names), "weight")
+
+
+def _require_fit(key: str, patterns: Sequence[str], names: Sequence[str], kind: str) -> None:
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
-            known = list(names)
-            more = f" and {len(known) - 20} more" if len(known) > 20 else ""
-            raise RecipeError(
-                f"{key}.freeze: {pattern!r} fits no weight; there are {', '.join(known[:20])}{more}"
-            )
+            known = ", ".join(names[:20]) or "none"
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            raise RecipeError(f"{key}: {pattern!r} fits no {kind}; there are {known}{more}")
 
 
 def _rows(
-    training: Source, held_out: Source | None, settings: Training, batch_size: int, seed: int
+    training: Source,
+    held_out: Source | None,
+    settings: Training,
+    batch_size: int,
+    seed: int,
+    *,
+    judged: bool = False,
 ) -> Rows:
     return Rows(
         training,
@@ -246,6 +256,7 @@ def _rows(
         share=settings.holdout,
         seed=seed,
         memory_mb=settings.memory_mb,
+        judged=judged,
     )
 
 
