@@ -69,6 +69,9 @@ class Training:
     # put a BatchNormalization that changes nothing behind every convolution, and fold it afterwards
     batch_norm: bool = True
     freeze: tuple[str, ...] = ()  # weights to leave as they are: globs, or re: patterns
+    # weights that several layers read: each gets its own, and they are trained apart; the model
+    # gets larger by the copies. Patterns as in freeze
+    unshare: tuple[str, ...] = ()
     # share of data.training that is never trained on, and decides when to stop, where there is no
     # data.holdout
     holdout: Annotated[float, Gt(0), Lt(1)] = 0.1

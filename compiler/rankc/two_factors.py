@@ -17,7 +17,7 @@ from rankc.convolution import kernel as convolutions
 from rankc.convolution.kernel import Kernel, Stage, kernel_of, replace_conv, window_of
 from rankc.convolution.split import axes_of, map_of, windows
 from rankc.factors import Unfolding, unfolding_of
-from rankc.graph import layer_outputs
+from rankc.graph import layer_outputs, only_input
 from rankc.layers import layer, refusal, replace_layer
 from rankc.linalg import Floats
 
@@ -31,6 +31,10 @@ def is_layer(node: ir.Node) -> bool:
 
 def why_not(node: ir.Node) -> str | None:
     """Why a layer cannot be written as two factors, else None."""
+    weight = only_input(node, 1)
+    if len(weight.uses()) > 1:
+        count, key = len(weight.uses()), "train.unshare"
+        return f"its weight {weight.name!r} is shared by {count} nodes; {key} gives each its own"
     if node.op_type != "Conv":
         return refusal(node)
     if reason := convolutions.refusal(node):

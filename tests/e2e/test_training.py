@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from builders import model_of, weight
 from conv_builders import convnet, images
 from projects import Done, Project, command
 from rankc.errors import Exit
@@ -31,6 +32,10 @@ from training_projects import (
 )
 
 RECOVER = {"epochs": 8, "lr": 0.01, "holdout": 0.3}
+
+
+def plan_of(made: Project) -> Any:
+    return json.loads((made.out / "plan.json").read_text("utf-8"))
 
 
 def compiled(made: Project, *options: str) -> Done:
@@ -60,7 +65,7 @@ def test_a_pass_that_learns(tmp_path: Path, how: dict[str, Any]) -> None:
     compiled(second)
     assert model_bytes(first) == model_bytes(second)
     (name,) = how
-    plan = json.loads((first.out / "plan.json").read_text("utf-8"))
+    plan = plan_of(first)
     assert {choice["pass_name"] for choice in plan["choices"]} == {name}
     found = lesson(first, "train")
     assert (found["steps"], found["stopped"], found["kept"]) == (STEPS, "all steps made", True)
@@ -289,3 +294,43 @@ def test_bisect_says_how_a_bundle_without_recovery_is_made(tmp_path: Path) -> No
     assert done.code == Exit.OK, done.out + done.err
     done = command("bisect", other, "--recipe", str(made.recipe), *without.split())
     assert done.code == Exit.OK, done.out + done.err
+
+
+def tied() -> ir.Model:
+    """Pixels to classes, two of the three inner layers with one weight."""
+    rng, tape = np.random.default_rng(0), ir.tape.Tape()
+    x = ir.val("x", ir.DataType.FLOAT, ["batch", *images(1).shape[1:]])
+    y = ir.val("y", ir.DataType.FLOAT, ["batch", 4])
+    sizes = {"W": (24, 24), "narrow": (images(1)[0].size, 24), "head": (24, 4)}
+    weights = {
+        name: weight(tape, name, (rng.normal(size=size) / size[0] ** 0.5).astype(np.float32))
+        for name, size in sizes.items()
+    }
+    hidden = tape.op("Flatten", [x])
+    for layer, name in (("narrow", "narrow"), ("first", "W"), ("second", "W")):
+        hidden = tape.op("Relu", [tape.op("MatMul", [hidden, weights[name]], name=layer)])
+    tape.op("MatMul", [hidden, weights["head"]], name="head", output=y)
+    return model_of(tape, [x], [y])
+
+
+@pytest.mark.parametrize("how", [TRP, MAESTRO], ids=["trp", "maestro"])
+def test_a_weight_that_two_layers_share_is_trained_apart_where_asked(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    made = trained(tmp_path / "project", how, model=tied(), budget={"keep_ratio": 0.7})
+    compiled(made)
+    assert lesson(made, "train")["ranks"].keys() == {"head", "narrow"}
+    skips = {one["name"]: one["reason"] for one in plan_of(made)["skips"]}
+    assert all("train.unshare gives each its own" in skips[name] for name in ("first", "second"))
+    made.edit(lambda tree: tree["train"].update(unshare=["W"]))
+    compiled(made)
+    assert {"first", "second"} <= lesson(made, "train")["ranks"].keys()
+    assert not any("shared" in one["reason"] for one in plan_of(made)["skips"])
+
+
+def test_no_weight_is_shared(tmp_path: Path) -> None:
+    made = trained(tmp_path / "project", TRP, model=tied())
+    made.edit(lambda tree: tree["train"].update(unshare=["head"]))
+    done = made.rankc("compile")
+    assert done.code == Exit.USAGE, done.err
+    assert "train.unshare: 'head' fits no weight that several nodes read; there are W" in done.err

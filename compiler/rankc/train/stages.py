@@ -29,6 +29,7 @@ from rankc.train.methods import Method, methods_of
 from rankc.train.recovery import Recovering, frozen_but, prepared
 from rankc.train.rows import Rows
 from rankc.train.teacher import Teacher
+from rankc.train.unshare import unshare
 from rankc.validate.schema import Lesson
 
 Losses = NDArray[np.float64]
@@ -75,6 +76,7 @@ def train_model(
     """
     student = model.clone()
     _require_known("train", settings.freeze, student, original)
+    _unshare("train", settings.unshare, student)
     rows = _rows(training, held_out, settings, batch_size, seed)
     _put_batch_norms(student, settings, rows)
     methods = methods_of(student, passes, settings, seed)
@@ -131,6 +133,7 @@ def recover_model(
     """
     student = model.clone()
     _require_known("recover", settings.freeze, student, original)
+    _unshare("recover", settings.unshare, student)
     pairs = prepared(student, settings.parameters, settings.orthogonality)
     rows = _rows(training, held_out, settings, batch_size, seed, judged=settings.guard)
     teacher = Teacher(original)
@@ -230,6 +233,14 @@ def _require_known(key: str, patterns: Sequence[str], *models: ir.Model) -> None
     """Refuse a pattern of `freeze` that fits no weight, of what is trained or of the original."""
     names = dict.fromkeys(str(name) for model in models for name in model.graph.initializers)
     _require_fit(f"{key}.freeze", patterns, list(names), "weight")
+
+
+def _unshare(key: str, patterns: Sequence[str], model: ir.Model) -> None:
+    """Give each node its own copy of the weights meant, in place."""
+    values = model.graph.initializers.values()
+    shared = [str(v.name) for v in values if len({node for node, _ in v.uses()}) > 1]
+    _require_fit(f"{key}.unshare", patterns, shared, "weight that several nodes read")
+    unshare(model, [name for name in shared if any(matches(name, p) for p in patterns)])
 
 
 def _require_fit(key: str, patterns: Sequence[str], names: Sequence[str], kind: str) -> None:
