@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import onnx_ir as ir
 
-from rankc.data import InRange, Source
+from rankc.data import InRange, Learning, Source
 from rankc.intake import Intake
 from rankc.passbase import ExactPass, Pass
 from rankc.passes.gather_fusion import ID_RANGES
@@ -16,17 +15,6 @@ from rankc.recipe import Recipe
 from rankc.timing import Origin
 
 ANY_ID = 2**63 - 1  # of a column that no stacked table reads: ONNX Runtime checks it by itself
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Learning:
-    """What training needs beside the model."""
-
-    rows: Source
-    held_out: Source | None  # None: a share of the rows
-    batch_size: int  # rows of a step
-    folder: Path  # where checkpoints lie
-    required: bool = False  # one that is there is gone on from, or it is an error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from rankc.data import InRange
+from rankc.data import InRange, Learning
 from rankc.errors import MachineError
-from rankc.job import Job, Learning, id_ranges
+from rankc.job import Job, id_ranges
 from rankc.planning import Plan
 from rankc.progress import Progress
 from rankc.validate.schema import Lesson
@@ -48,10 +48,14 @@ def learn(job: Job, model: ir.Model, tell: Progress) -> Learnt:
 
     with tell.stage("train") as stage:
         trained, lesson = train_model(
-            model, job.taken.model, job.passes, settings, learning.rows, learning.held_out,
-            batch_size=learning.batch_size, seed=job.recipe.seed, stage=stage,
-            checkpoint=learning.folder / "train.checkpoint", required=learning.required,
-        )  # fmt: skip
+            model,
+            job.taken.model,
+            job.passes,
+            settings,
+            learning,
+            seed=job.recipe.seed,
+            stage=stage,
+        )
     return Learnt(trained, (lesson,))
 
 
@@ -82,10 +86,8 @@ def recover(
     with tell.stage("recover") as stage:
         try:
             trained, lesson = recover_model(
-                model, job.taken.model, settings, learning.rows, learning.held_out,
-                batch_size=learning.batch_size, seed=job.recipe.seed, stage=stage,
-                checkpoint=learning.folder / f"recover-{_short(plan)}.checkpoint",
-                required=learning.required,
+                model, job.taken.model, settings, learning,
+                seed=job.recipe.seed, stage=stage, of=_short(plan),
             )  # fmt: skip
         except NothingToRecoverError:
             if not one_of_many:

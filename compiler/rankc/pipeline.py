@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from rankc.compression import Compressed, compress, only_plan
-from rankc.data import Source, open_source
+from rankc.data import Learning, Source, open_source
 from rankc.earlier import Earlier, Resume
 from rankc.errors import Exit, RecipeError
 from rankc.fp16_split import add_split
 from rankc.graph import has_fixed_batch
 from rankc.intake import load, open_original
-from rankc.job import Job, Learning, id_ranges, in_range
+from rankc.job import Job, id_ranges, in_range
 from rankc.layer_facts import layers_json
 from rankc.lowering import EngineResult, lower
 from rankc.lowering.result import tolerance

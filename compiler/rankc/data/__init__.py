@@ -8,6 +8,7 @@ from pathlib import Path
 from rankc.data.arrays import NpyFolder, NpzFile
 from rankc.data.every_other import EveryOther
 from rankc.data.images import ImageFolder, find_images
+from rankc.data.learning import Learning
 from rankc.data.source import Array, Batch, InRange, Source, Wanted, refused_rows
 from rankc.data.tables import CsvFile, ParquetFile
 from rankc.data.user_code import CODE_PATH, UserCode
@@ -15,7 +16,16 @@ from rankc.errors import DataError, RecipeError
 from rankc.recipe import DataSpec
 from rankrt.session import TensorSpec
 
-__all__ = ["Array", "Batch", "EveryOther", "InRange", "Source", "open_source", "refused_rows"]
+__all__ = [
+    "Array",
+    "Batch",
+    "EveryOther",
+    "InRange",
+    "Learning",
+    "Source",
+    "open_source",
+    "refused_rows",
+]
 
 KINDS = (
     "an .npz file, a folder of .npy files or of images, a .parquet or .csv file, or "

@@ -6,7 +6,6 @@ import dataclasses
 import glob
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from rankc.answers import answers_of
-from rankc.data import Source
+from rankc.data import Learning
 from rankc.errors import RecipeError
 from rankc.graph import matches
 from rankc.passbase import Pass
@@ -44,14 +43,10 @@ def train_model(
     original: ir.Model,
     passes: Sequence[Pass],
     settings: Training,
-    training: Source,
-    held_out: Source | None,
+    learning: Learning,
     *,
-    batch_size: int,
     seed: int,
     stage: Stage,
-    checkpoint: Path,
-    required: bool = False,
 ) -> tuple[ir.Model, Lesson]:
     """Train a model with the passes that learn, before they rewrite it.
 
@@ -60,13 +55,10 @@ def train_model(
         original: the teacher.
         passes: of the recipe; those that learn take part, each at its sites.
         settings: the recipe's `train`.
-        training: rows to train on.
-        held_out: rows that decide when to stop; None: a share of `training`.
-        batch_size: rows of a step.
+        learning: rows to train on, rows that decide when to stop, and where `train.checkpoint` is
+            written and gone on from.
         seed: of all that is drawn.
         stage: told the steps.
-        checkpoint: file to write, and to go on from where it is of this training.
-        required: refuse one that is there and is of another training.
 
     Returns:
         The model with trained weights, what the passes learnt attached, and what is told of it.
@@ -77,14 +69,14 @@ def train_model(
     student = model.clone()
     _require_known("train", settings.freeze, student, original)
     _unshare("train", settings.unshare, student)
-    rows = _rows(training, held_out, settings, batch_size, seed)
+    rows = _rows(learning, settings, seed)
     _put_batch_norms(student, settings, rows)
     methods = methods_of(student, passes, settings, seed)
     net = _net(student, settings, rows, ())
     history = train(
         net, rows, settings, seed=seed, teacher=Teacher(original),
-        hooks=[method.hook for method in methods], stage=stage, checkpoint=checkpoint,
-        resume=True, required=required,
+        hooks=[method.hook for method in methods], stage=stage,
+        checkpoint=learning.folder / "train.checkpoint", resume=True, required=learning.required,
     )  # fmt: skip
     trained = _finished(net)
     for method in methods:
@@ -98,14 +90,11 @@ def recover_model(
     model: ir.Model,
     original: ir.Model,
     settings: Recovery,
-    training: Source,
-    held_out: Source | None,
+    learning: Learning,
     *,
-    batch_size: int,
     seed: int,
     stage: Stage,
-    checkpoint: Path,
-    required: bool = False,
+    of: str,
 ) -> tuple[ir.Model, Lesson]:
     """Train a compressed model; it is kept where the rows held out say that it helps.
 
@@ -117,13 +106,11 @@ def recover_model(
         model: finished; left as it is.
         original: the teacher.
         settings: the recipe's `recover`.
-        training: rows to train on.
-        held_out: rows that decide when to stop and what is kept; None: a share of `training`.
-        batch_size: rows of a step.
+        learning: rows to train on, rows that decide when to stop and what is kept, and the folder
+            of checkpoints.
         seed: of all that is drawn.
         stage: told the steps.
-        checkpoint: file to write, and to go on from where it is of this training.
-        required: refuse one that is there and is of another training.
+        of: names the plan; `recover-<of>.checkpoint` is written and gone on from.
 
     Returns:
         The model with trained weights, or else `model`, and what is told of it.
@@ -135,7 +122,7 @@ def recover_model(
     _require_known("recover", settings.freeze, student, original)
     _unshare("recover", settings.unshare, student)
     pairs = prepared(student, settings.parameters, settings.orthogonality)
-    rows = _rows(training, held_out, settings, batch_size, seed, judged=settings.guard)
+    rows = _rows(learning, settings, seed, judged=settings.guard)
     teacher = Teacher(original)
     before = held_out_losses(Interpreter(model), rows, settings, teacher)
     frozen = frozen_but(student, pairs, settings.parameters)
@@ -145,7 +132,8 @@ def recover_model(
     hook = Recovering(pairs, settings.parameters, settings.orthogonality, settings.freeze)
     history = train(
         net, rows, settings, seed=seed, teacher=teacher, hooks=[hook], stage=stage,
-        checkpoint=checkpoint, resume=True, required=required,
+        checkpoint=learning.folder / f"recover-{of}.checkpoint", resume=True,
+        required=learning.required,
     )  # fmt: skip
     trained = _finished(net)
     after = held_out_losses(Interpreter(trained), rows, settings, teacher)
@@ -251,19 +239,11 @@ def _require_fit(key: str, patterns: Sequence[str], names: Sequence[str], kind: 
             raise RecipeError(f"{key}: {pattern!r} fits no {kind}; there are {known}{more}")
 
 
-def _rows(
-    training: Source,
-    held_out: Source | None,
-    settings: Training,
-    batch_size: int,
-    seed: int,
-    *,
-    judged: bool = False,
-) -> Rows:
+def _rows(learning: Learning, settings: Training, seed: int, *, judged: bool = False) -> Rows:
     return Rows(
-        training,
-        held_out,
-        batch_size=batch_size,
+        learning.rows,
+        learning.held_out,
+        batch_size=learning.batch_size,
         share=settings.holdout,
         seed=seed,
         memory_mb=settings.memory_mb,
