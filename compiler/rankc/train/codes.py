@@ -2,8 +2,9 @@
 
 A code is a whole number up to 127, and what reads it is as much smaller. A step of one size for
 all weights, as Adam's, would be nothing to the one and everything to the other; so both are trained
-as numbers about 1 that are scaled to what they are:  c = round(m u),  W = s w,  with m the root
-mean square of a table's codes and s that of a row of W. The function is the same.
+as numbers of about one size that are scaled to what they are:  c = round(m u),  W = s w,  with u of
+root mean square 1, and a row of w of 0.35, so that readers move three times as fast as codes. The
+function is the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rankc.train.interpreter import Interpreter
 
 Tensor = torch.Tensor
 _MOVES = ("Concat", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Identity")
+_READERS = 0.35  # root mean square of what reads codes, as it is trained; of codes it is 1
 _ON_THE_WAY = (*_MOVES, "Cast", "Mul", "Pow", "Split", "ReduceSum", "Add", "Sub")
 
 
@@ -40,14 +42,14 @@ class Codes(nn.Module):
 
 
 class Sized(nn.Module):
-    """A weight whose rows, those along an axis, are scaled to a mean square of 1."""
+    """A weight whose rows, those along an axis, are scaled to one root mean square."""
 
     def __init__(self, weight: Tensor, axis: int) -> None:
         """Args: the weight; its axis of inputs."""
         super().__init__()
         rest = [k for k in range(weight.dim()) if k != axis]
         square = weight.detach().square()
-        size = (square.mean(dim=rest, keepdim=True) if rest else square).sqrt()
+        size = (square.mean(dim=rest, keepdim=True) if rest else square).sqrt() / _READERS
         self.size: Tensor
         self.register_buffer("size", torch.where(size > 0, size, torch.ones_like(size)))
         self.plain = nn.Parameter(weight.detach() / self.size)
