@@ -11,9 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from builders import model_of, weight
-from rankc.train.hooks import Silent
+from rankc.progress import SilentProgress, Stage
+from rankc.recipe_training import Training
+from rankc.train.history import History
+from rankc.train.hooks import Hook, Silent
 from rankc.train.interpreter import Interpreter
+from rankc.train.loop import train
 from rankc.train.rows import Rows
+from rankc.train.teacher import Teacher
 from sources import Rows as Arrays
 
 Array = NDArray[Any]
@@ -97,3 +102,19 @@ class Noisy(Silent):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._drawn.set_state(state["drawn"])
         self.calls = state["calls"]
+
+
+def run(
+    net: Interpreter,
+    rows: Rows,
+    settings: Training,
+    teacher: Teacher | None = None,
+    hooks: tuple[Hook, ...] = (),
+    stage: Stage | None = None,
+    seed: int = 0,
+) -> History:
+    """Train a net without a word to anybody."""
+    with SilentProgress().stage("train") as silent:
+        return train(
+            net, rows, settings, seed=seed, teacher=teacher, hooks=hooks, stage=stage or silent
+        )
