@@ -178,15 +178,16 @@ def _build(options: argparse.Namespace, seed: int) -> None:
             raise SystemExit(2)
 
 
-def _written(way: Way, seed: int, name: str) -> Path:
-    path = FOLDER / f"{name}-{seed}.yaml"
-    path.write_text(yaml.safe_dump(recipe_of(way, seed), sort_keys=False), "utf-8")
+def written(recipe: dict[str, Any], name: str) -> Path:
+    """The recipe as a file."""
+    path = FOLDER / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), "utf-8")
     return path
 
 
 def measured(name: str, seed: int) -> dict[str, Any]:
     """Compile one way, and what came of it."""
-    path = _written(WAYS[name], seed, name.replace(" ", "-"))
+    path = written(recipe_of(WAYS[name], seed), f"{name.replace(' ', '-')}-{seed}")
     metrics = compile_recipe(load_recipe(path), path.with_suffix("")).metrics
     assert metrics is not None
     top1 = metrics["metrics"]["accuracy_top1"]
@@ -201,7 +202,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
 
 def curve(name: str, seed: int) -> dict[str, Any]:
     """Cut one net at every budget."""
-    path = _written(CURVES[name], seed, name.replace(" ", "-"))
+    path = written(recipe_of(CURVES[name], seed), f"{name.replace(' ', '-')}-{seed}")
     out = path.with_suffix("")
     make_family(load_recipe(path), [1 / times for times in CURVE], out)
     found: dict[str, Any] = {}
