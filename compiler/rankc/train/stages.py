@@ -225,8 +225,8 @@ def _require_known(key: str, patterns: Sequence[str], *models: ir.Model) -> None
 
 def _unshare(key: str, patterns: Sequence[str], model: ir.Model) -> None:
     """Give each node its own copy of the weights meant, in place."""
-    values = model.graph.initializers.values()
-    shared = [str(v.name) for v in values if len({node for node, _ in v.uses()}) > 1]
+    floats = [v for v in model.graph.initializers.values() if v.dtype == ir.DataType.FLOAT]
+    shared = [str(v.name) for v in floats if len({node for node, _ in v.uses()}) > 1]
     _require_fit(f"{key}.unshare", patterns, shared, "weight that several nodes read")
     unshare(model, [name for name in shared if any(matches(name, p) for p in patterns)])
 
