@@ -1,7 +1,7 @@
 """What recovery wins back of a click model. `python -m benchmarks.train.ctr`.
 
 `ctr-lowrank` at several sizes, in float and with int8 tables, and the uncompressed model as the
-control: before recovery, after it, and what the guard would have decided. The guard
+control: before recovery, after it, and what the guard would have decided, by all rows held out. It
 sees the objective on the validation split; AUC and log-loss are of the test split, which nothing
 but this table looks at. All is learned by distillation from the original on training rows:
 

@@ -74,6 +74,12 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
     yield from (v for v in node.inputs if v is not None)
 
 
+def why_shared(weight: ir.Value) -> str | None:
+    """Why a weight is not one node's to be rewritten, in words; None where it is."""
+    readers = len({id(node) for node, _ in weight.uses()})
+    return f"its weight {weight.name!r} is shared by {readers} nodes" if readers > 1 else None
+
+
 def only_input(node: ir.Node, index: int = 0) -> ir.Value:
     """Input `index` of a node that cannot do without it."""
     value = node.inputs[index]

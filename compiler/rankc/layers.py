@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from rankc.graph import attribute, constant, new_initializer, only_input, replace_node
+from rankc.graph import attribute, constant, new_initializer, only_input, replace_node, why_shared
 from rankc.linalg import Floats
 from rankc.pivot import Pivoted, in_order
 
@@ -21,9 +21,8 @@ def has_row_bias(node: ir.Node) -> bool:
 
 def refusal(node: ir.Node) -> str | None:
     """Why a MatMul or Gemm with a constant weight cannot be read as `layer` does, else None."""
-    weight = only_input(node, 1)
-    if len(weight.uses()) > 1:
-        return f"its weight {weight.name!r} is shared by {len(weight.uses())} nodes"
+    if reason := why_shared(only_input(node, 1)):
+        return reason
     if node.op_type == "Gemm" and attribute(node, "transA", 0):
         return "a Gemm with transA has no batch rows"
     if not has_row_bias(node):

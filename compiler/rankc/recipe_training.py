@@ -69,8 +69,8 @@ class Training:
     # put a BatchNormalization that changes nothing behind every convolution, and fold it afterwards
     batch_norm: bool = True
     freeze: tuple[str, ...] = ()  # weights to leave as they are: globs, or re: patterns
-    # weights that several layers read: each gets its own, and they are trained apart; the model
-    # gets larger by the copies. Patterns as in freeze
+    # of `train`: weights that several layers read, as patterns; each layer gets its own, called
+    # <weight>/<layer>, and they are trained apart. The model gets larger by the copies
     unshare: tuple[str, ...] = ()
     # share of data.training that is never trained on, and decides when to stop, where there is no
     # data.holdout
@@ -114,3 +114,8 @@ class Recovery(Training):
     # `margin` times the standard error of the fall, row by row
     margin: Annotated[float, Ge(0)] = 2.0
     guard: bool = True  # false: keep them whatever the rows held out say
+
+    def __post_init__(self) -> None:
+        Training.__post_init__(self)
+        if self.unshare:
+            raise ValueError("unshare is for `train`: here a copy would add to what was planned")

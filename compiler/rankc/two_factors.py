@@ -17,7 +17,7 @@ from rankc.convolution import kernel as convolutions
 from rankc.convolution.kernel import Kernel, Stage, kernel_of, replace_conv, window_of
 from rankc.convolution.split import axes_of, map_of, windows
 from rankc.factors import Unfolding, unfolding_of
-from rankc.graph import layer_outputs, only_input
+from rankc.graph import constant, layer_outputs, only_input, why_shared
 from rankc.layers import layer, refusal, replace_layer
 from rankc.linalg import Floats
 
@@ -32,15 +32,16 @@ def is_layer(node: ir.Node) -> bool:
 def why_not(node: ir.Node) -> str | None:
     """Why a layer cannot be written as two factors, else None."""
     weight = only_input(node, 1)
-    if len(weight.uses()) > 1:
-        count, key = len(weight.uses()), "train.unshare"
-        return f"its weight {weight.name!r} is shared by {count} nodes; {key} gives each its own"
-    if node.op_type != "Conv":
-        return refusal(node)
-    if reason := convolutions.refusal(node):
-        return reason
-    groups = window_of(node).groups
-    return f"a convolution of {groups} groups does not become two factors" if groups > 1 else None
+    reason = (refusal if node.op_type != "Conv" else _no_convolution)(node)
+    if reason is not None and reason == why_shared(weight) and weight.is_initializer():
+        return f"{reason}; train.unshare gives each its own"
+    return reason
+
+
+def _no_convolution(node: ir.Node) -> str | None:
+    if constant(node.inputs[1]) is not None and (groups := window_of(node).groups) > 1:
+        return f"a convolution of {groups} groups does not become two factors"
+    return convolutions.refusal(node)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

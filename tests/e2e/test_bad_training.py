@@ -155,3 +155,19 @@ def test_classes_that_are_one_hot(tmp_path: Path, refused: Refusal) -> None:
     classes = np.eye(5, dtype=np.int64)[np.arange(ROWS) % 5]
     save(made.folder / "training.npz", {"x": images(ROWS), "label": classes})
     refused(made, Exit.USAGE, "look like classes, one-hot", "as a whole number")
+
+
+def test_copies_after_the_plan(tmp_path: Path, refused: Refusal) -> None:
+    made = trained(tmp_path / "project", CONV).set(recover={**TRAIN, "unshare": ["*"]})
+    refused(made, Exit.USAGE, "unshare is for `train`", "add to what was planned")
+
+
+def test_a_row_that_judges_and_is_no_number(tmp_path: Path, refused: Refusal) -> None:
+    """Whichever half of the rows held out it falls into."""
+    for row in (0, 1):
+        made = trained(tmp_path / f"project{row}", CONV).set(recover=TRAIN)
+        rows = images(8, seed=5)
+        rows[row] = 3e38
+        label(made, "holdout", rows)
+        made.edit(lambda tree: tree["data"].update(holdout={"path": "holdout.npz"}))
+        refused(made, Exit.USAGE, "before any training, at", "the loss is not finite")

@@ -100,6 +100,7 @@ def test_a_recovery_that_helps_is_kept(tmp_path: Path, plain: Project) -> None:
     done = compiled(made)
     found = lesson(made, "recover")
     assert found["kept"], found["why"]
+    assert found["why"].startswith("on 24 rows held out that chose nothing, the loss fell by ")
     assert found["looks"][-1]["loss"] < found["looks"][0]["loss"]
     assert "; kept" in done.out
     assert distance(made) < distance(plain), "closer to the original on rows of nobody's"
@@ -158,6 +159,7 @@ def test_what_is_frozen_keeps_its_bytes(tmp_path: Path, plain: Project) -> None:
         recover={**RECOVER, "guard": False, "freeze": ["depthwise.bias", "pointwise.w"]},
     )  # fmt: skip
     compiled(made)
+    assert lesson(made, "recover")["why"].startswith("on 48 rows held out the loss fell by ")
     before, after = initializers(plain), initializers(made)
     for name in ("depthwise.bias", "pointwise.w"):
         np.testing.assert_array_equal(after[name], before[name])

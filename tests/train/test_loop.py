@@ -126,7 +126,7 @@ def test_the_best_look_is_kept_and_patience_ends_the_training() -> None:
     assert history.stopped == "no better look in 3"
     assert history.epochs < 50
     assert history.best == int(np.argmin(losses)) == len(losses) - 4
-    found = held_out_losses(net, rows, settings, None)
+    found = held_out_losses(net, rows, settings, None, trained=True)
     assert len(found) == rows.held_out_count
     assert float(found.mean()) == pytest.approx(min(losses), rel=1e-6)
 

@@ -16,6 +16,7 @@ from rankc.errors import DataError, MachineError, ModelError, RecipeError
 from rankc.recipe_training import Objective, Training
 from rankc.train.hooks import Silent
 from rankc.train.interpreter import Interpreter
+from rankc.train.looks import Look
 from rankc.train.rows import Rows
 from rankc.train.teacher import Teacher
 from sources import Rows as Arrays
@@ -147,3 +148,10 @@ def test_a_penalty_that_is_not_finite_is_named() -> None:
 def test_no_cuda_device() -> None:
     with pytest.raises(MachineError, match=r"is cuda, and PyTorch .*CUDA; .* set it to auto"):
         run(Interpreter(convnet()), image_rows(), Training(objective=LABELS, device="cuda"))
+
+
+def test_a_metric_that_the_rows_held_out_do_not_tell() -> None:
+    """An area under a curve takes both labels."""
+    look = Look(3, 1.0, 0.5, {"logloss": 0.5})
+    with pytest.raises(RecipeError, match=r"metric 'auc' cannot be told .* hold out more rows"):
+        look.value("auc")

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from rankc.graph import constant, new_initializer, only_input, replace_node
+from rankc.graph import constant, new_initializer, only_input, replace_node, why_shared
 from rankc.linalg import Floats
 from rankc.passbase import Dense
 from rankc.windows import Window
@@ -61,8 +61,8 @@ def refusal(node: ir.Node) -> str | None:
     if constant(weight) is None:
         return "its weight is no float32 constant"
     assert weight is not None
-    if len(weight.uses()) > 1:
-        return f"its weight {weight.name!r} is shared by {len(weight.uses())} nodes"
+    if reason := why_shared(weight):
+        return reason
     if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
         return "its bias is no float32 constant"
     if space_of(only_input(node)) is None:

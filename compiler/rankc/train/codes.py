@@ -3,8 +3,8 @@
 A code is a whole number up to 127, and what reads it is as much smaller. A step of one size for
 all weights, as Adam's, would be nothing to the one and everything to the other; so both are trained
 as numbers of about one size that are scaled to what they are:  c = round(m u),  W = s w,  with u of
-root mean square 1, and a row of w of 0.35, so that readers move three times as fast as codes. The
-function is the same.
+root mean square 1, and a row of w of 0.35, so that under Adam readers move three times as fast as
+codes. The function is the same.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rankc.errors import RecipeError
 from rankc.train.criterion import Criterion, Terms
+from rankc.train.diagnosis import diverged
 from rankc.train.interpreter import Interpreter
 from rankc.train.losses import task_loss
 from rankc.train.minibatches import Minibatch
@@ -37,9 +38,18 @@ class Look:
     metrics: Mapping[str, float]  # of labels, where there are any
 
     def value(self, metric: str) -> float:
-        """Of `Training.metric`; the lower, the better."""
+        """Of `Training.metric`; the lower, the better.
+
+        Raises:
+            RecipeError: the rows held out do not tell it.
+        """
         if metric == "loss":
             return self.loss
+        if metric not in self.metrics:
+            raise RecipeError(
+                f"metric {metric!r} cannot be told of rows held out without labels of two kinds; "
+                "hold out more rows, or go by loss"
+            )
         return -self.metrics[metric] if metric in HIGHER else self.metrics[metric]
 
     def told(self) -> str:
@@ -88,6 +98,28 @@ def losses_of(
         losses.append(terms.rows.double().cpu().numpy())
         judged.add(terms)
     return np.concatenate(losses), judged.metrics()
+
+
+def unlike_a_number(
+    net: Interpreter, batches: Iterable[Minibatch], losses: Floats, when: str, *, trained: bool
+) -> RecipeError:
+    """The error to raise for rows held out that have a loss which is not finite.
+
+    Args:
+        net: as it is.
+        batches: that the losses are of.
+        losses: (rows,).
+        when: of the training, for the message.
+        trained: whether a step has been made.
+    """
+    row, batch = int(np.flatnonzero(~np.isfinite(losses))[0]), None
+    for batch in batches:
+        row -= batch.size
+        if row < 0:
+            break
+    assert batch is not None
+    told = {"mean of the rows held out": float(losses.mean())}
+    return diverged(net, batch, told, when, trained=trained)
 
 
 class _Judged:

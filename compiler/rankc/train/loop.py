@@ -16,7 +16,7 @@ from rankc.train.criterion import Criterion
 from rankc.train.history import History
 from rankc.train.hooks import Hook
 from rankc.train.interpreter import Interpreter
-from rankc.train.looks import losses_of
+from rankc.train.looks import losses_of, unlike_a_number
 from rankc.train.machine import deterministic, device_of
 from rankc.train.rows import Rows
 from rankc.train.running import Run
@@ -65,17 +65,21 @@ def train(
 
 
 def held_out_losses(
-    net: Interpreter, rows: Rows, settings: Training, teacher: Teacher | None
+    net: Interpreter, rows: Rows, settings: Training, teacher: Teacher | None, *, trained: bool
 ) -> NDArray[np.float64]:
     """The objective of every row that judges, `Rows.judging`, in their order, (rows,).
 
     Raises:
         DataError: labels that do not fit.
-        RecipeError: settings that do not fit the model.
+        RecipeError: settings that do not fit the model, a loss that is not finite.
     """
     with _at_work(net, teacher, settings, 0):
         criterion = Criterion(net, settings.objective, teacher, rows.first(), rows.where)
-        return losses_of(net, criterion, rows.judging(), rows.where_held_out)[0]
+        losses = losses_of(net, criterion, rows.judging(), rows.where_held_out)[0]
+        if not np.isfinite(losses).all():
+            when = "the end" if trained else "epoch 0"
+            raise unlike_a_number(net, rows.judging(), losses, when, trained=trained)
+        return losses
 
 
 @contextlib.contextmanager

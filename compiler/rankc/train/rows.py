@@ -23,7 +23,7 @@ from rankc.errors import DataError
 from rankc.train.minibatches import Block, Minibatch, Store, joined
 
 MEMORY_MB = 1024
-_HELD_OUT, _ORDER = 1, 2  # what numbers are drawn for
+_HELD_OUT, _ORDER, _JUDGED = 1, 2, 11  # what numbers are drawn for
 
 
 class Rows:
@@ -50,7 +50,8 @@ class Rows:
             share: one row of every 1/share is held out, which one is drawn.
             seed: of the order and of what is held out.
             memory_mb: for rows, in 2^20 bytes; a quarter of it is for those held out.
-            judged: look at every other row held out only, and leave the rest to `judging`.
+            judged: look at half of the rows held out only, one of every two, which one is drawn;
+                leave the rest to `judging`. Takes four of them.
 
         Raises:
             DataError: rows that do not fit, fewer than a step takes, none to hold out.
@@ -73,7 +74,7 @@ class Rows:
                 self._looked_at.add(block)
         self._content = read.hexdigest()
         self.count, self.held_out_count = self._kept.count, self._looked_at.count
-        self._looked, self._judging = ((0, 2), (1, 2)) if judged else ((0, 1), (0, 1))
+        self._judged = judged
         self._require_enough(judged)
 
     @property
@@ -88,7 +89,7 @@ class Rows:
         Of the values as they were read, not of the files: those hang on the label's column, on how
         images are cut and scaled, and on what code reads, too.
         """
-        how = (self.batch_size, self._share, self._seed, self._memory, self.count, self._looked)
+        how = (self.batch_size, self._share, self._seed, self._memory, self.count, self._judged)
         return " ".join(map(str, (self._content, *how)))
 
     @property
@@ -113,7 +114,7 @@ class Rows:
                 yield self._kept.whole.minibatch(slice(at, at + self.batch_size))
 
     def held_out_in_memory(self) -> Iterator[Minibatch]:
-        """All rows held out that are in memory as a whole: none of them otherwise."""
+        """The rows that looks go by, where those held out are in memory: none otherwise."""
         if self._looked_at.whole is not None:
             yield from self.held_out()
 
@@ -159,25 +160,33 @@ class Rows:
 
     def held_out(self) -> Iterator[Minibatch]:
         """The rows that looks go by, in their order, in batches of the same size at every look."""
-        return self._held(self._looked)
+        return self._held(self._looked())
 
     def judging(self) -> Iterator[Minibatch]:
         """The rows held out that no look has gone by; all of them where none is left for that."""
-        return self._held(self._judging)
+        return self._held(~self._looked() if self._judged else self._looked())
 
-    def _held(self, part: tuple[int, int]) -> Iterator[Minibatch]:
-        """Some of the rows held out: the first of them by place, and how many on to the next."""
-        first, step = part
+    def _looked(self) -> NDArray[np.bool_]:
+        """Which of the rows held out looks go by, (rows held out,)."""
+        places = np.arange(self.held_out_count)
+        if not self._judged:
+            return np.ones(len(places), np.bool_)
+        first = np.random.default_rng([_JUDGED, self._seed]).integers(0, 2, len(places) // 2 + 1)
+        looked: NDArray[np.bool_] = places % 2 == first[places // 2]
+        return looked
+
+    def _held(self, chosen: NDArray[np.bool_]) -> Iterator[Minibatch]:
+        """Some of the rows held out."""
         if self._looked_at.whole is not None:
-            which = np.arange(first, self.held_out_count, step)
+            which = np.flatnonzero(chosen)
             for at in range(0, len(which), self.batch_size):
                 yield self._looked_at.whole.minibatch(which[at : at + self.batch_size])
             return
         at = 0
         for block in self._held_out_blocks():
-            places = np.arange(at, at + len(block))
+            which = np.flatnonzero(chosen[at : at + len(block)])
             at += len(block)
-            if len(which := np.flatnonzero(places % step == first)):
+            if len(which):
                 yield block.minibatch(which)
 
     def _held_out_blocks(self) -> Iterator[Block]:
@@ -225,11 +234,13 @@ class Rows:
 
     def _require_enough(self, judged: bool) -> None:
         if self.held_out_count < (least := 4 if judged else 1):
+            found, held = self.held_out_count or "none", self._held_out is not None
+            where, of = ("", "") if held else (f" at holdout = {self._share}", f" of {self.count}")
             why = ", half of them to choose by and half for the guard" if judged else ""
+            more = "give more rows" + ("" if held else ", a larger share, or data.holdout")
             raise DataError(
-                f"{self.where_held_out}: {self.held_out_count or 'none'} of {self.count} rows "
-                f"would be held out at holdout = {self._share}, and at least {least} are needed"
-                f"{why}; give more rows, a larger share, or data.holdout"
+                f"{self.where_held_out}: {found}{of} rows would be held out{where}, and at least "
+                f"{least} are needed{why}; {more}"
             )
         if self.count < self.batch_size:
             apart = f", and {self.held_out_count} held out" if self._held_out is None else ""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rankc.errors import RecipeError
 from rankc.progress import Stage
@@ -25,7 +24,7 @@ from rankc.train.diagnosis import diverged
 from rankc.train.history import History
 from rankc.train.hooks import Hook
 from rankc.train.interpreter import Interpreter
-from rankc.train.looks import Look, losses_of, require_metric
+from rankc.train.looks import Look, losses_of, require_metric, unlike_a_number
 from rankc.train.machine import Interrupts
 from rankc.train.minibatches import Minibatch
 from rankc.train.rows import Rows
@@ -232,23 +231,13 @@ class Run:
         losses, metrics = losses_of(self.net, self.criterion, held_out, where, known)
         look = Look(self.step, self._epoch(), float(losses.mean()), metrics)
         if not np.isfinite(losses).all():
-            raise self._diverged(look, losses)
+            batches, when = rows.held_out(), f"epoch {look.epoch:.3g}"
+            raise unlike_a_number(self.net, batches, losses, when, trained=self.step > 0)
         self.looks.append(look)
         self._compare(look)
         self.net.load_state_dict(before)
         self._draw_from(drawn)
         self.stage.note(f"epoch {look.epoch:.3g} of {self.settings.epochs:g}, {look.told()}")
-
-    def _diverged(self, look: Look, losses: NDArray[np.float64]) -> RecipeError:
-        """Where, on the first row held out whose loss is not finite."""
-        row, batch = int(np.flatnonzero(~np.isfinite(losses))[0]), None
-        for batch in self.rows.held_out():
-            row -= batch.size
-            if row < 0:
-                break
-        assert batch is not None
-        told, when = {"mean of the rows held out": look.loss}, f"epoch {look.epoch:.3g}"
-        return diverged(self.net, batch, told, when, trained=self.step > 0)
 
     def _compare(self, look: Look) -> None:
         value = look.value(self.settings.metric)

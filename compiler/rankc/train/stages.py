@@ -67,8 +67,8 @@ def train_model(
         DataError, ModelError, RecipeError, MachineError: see `rankc.train.loop.train`.
     """
     student = model.clone()
-    _require_known("train", settings.freeze, student, original)
     _unshare("train", settings.unshare, student)
+    _require_known("train", settings.freeze, student, original)
     rows = _rows(learning, settings, seed)
     _put_batch_norms(student, settings, rows)
     methods = methods_of(student, passes, settings, seed)
@@ -98,7 +98,7 @@ def recover_model(
 ) -> tuple[ir.Model, Lesson]:
     """Train a compressed model; it is kept where the rows held out say that it helps.
 
-    The guard: every other row held out chooses the best look, the rest of them judge it. Their
+    The guard: half of the rows held out choose the best look, the rest of them judge it. Their
     objective is taken before and after, and the trained weights are kept if it falls by more than
     `settings.margin` standard errors of its mean fall.
 
@@ -120,11 +120,10 @@ def recover_model(
     """
     student = model.clone()
     _require_known("recover", settings.freeze, student, original)
-    _unshare("recover", settings.unshare, student)
     pairs = prepared(student, settings.parameters, settings.orthogonality)
     rows = _rows(learning, settings, seed, judged=settings.guard)
     teacher = Teacher(original)
-    before = held_out_losses(Interpreter(model), rows, settings, teacher)
+    before = held_out_losses(Interpreter(model), rows, settings, teacher, trained=False)
     frozen = frozen_but(student, pairs, settings.parameters)
     if settings.parameters != "singular":  # what it folds into would change by more than a scale
         _put_batch_norms(student, settings, rows, frozen)
@@ -136,13 +135,15 @@ def recover_model(
         required=learning.required,
     )  # fmt: skip
     trained = _finished(net)
-    after = held_out_losses(Interpreter(trained), rows, settings, teacher)
+    after = held_out_losses(Interpreter(trained), rows, settings, teacher, trained=True)
     fall = Fall.of(before, after)
     kept, why = _kept(settings, fall, history)
     why += _unheard(original, settings.objective)
     stage.note(f"{history.told()}; {'kept' if kept else 'not kept'}")
     lesson = _lesson("recover", history, kept, why)
-    lesson["fall"], lesson["standard_error"] = fall.mean, fall.error
+    lesson["fall"] = fall.mean
+    if np.isfinite(fall.error):
+        lesson["standard_error"] = fall.error
     return (trained if kept else model), lesson
 
 
@@ -167,9 +168,10 @@ class Fall:
         """Whether it is more than that many standard errors."""
         return self.mean > margin * self.error
 
-    def told(self) -> str:
+    def told(self, which: str) -> str:
+        """In words, of rows of which more is said."""
         return (
-            f"on {self.rows:,} rows held out that chose nothing, the loss fell by {self.mean:.3g} "
+            f"on {self.rows:,} rows held out{which} the loss fell by {self.mean:.3g} "
             f"± {self.error:.2g} (standard error) from {self.start:.5g}"
         )
 
@@ -177,12 +179,13 @@ class Fall:
 def _kept(settings: Recovery, fall: Fall, history: History) -> tuple[bool, str]:
     """Whether the trained weights go on, and why."""
     if not settings.guard:
-        return True, f"{fall.told()}; the recipe keeps them whatever it says"
+        return True, f"{fall.told('')}; the recipe keeps them whatever it says"
     if history.best == 0:
         return False, "no look at the rows held out was better than the one before any step"
     kept = fall.exceeds(settings.margin)
     word = "more" if kept else "not more"
-    return kept, f"{fall.told()}: {word} than {settings.margin:g} of them"
+    told = fall.told(" that chose nothing,")
+    return kept, f"{told}: {word} than {settings.margin:g} of them"
 
 
 def _unheard(original: ir.Model, objective: Objective) -> str:
