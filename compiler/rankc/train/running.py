@@ -180,7 +180,7 @@ class Run:
         for hook in self.hooks:
             hook.before_step(self.step)
         self.net.train()
-        batch = self._prepared(batch)
+        batch = self._prepared(batch, self.step)
         parts, loss = self._loss(batch)
         if not math.isfinite(loss.item()):
             told = {name: part.item() for name, part in parts.items()}
@@ -198,11 +198,11 @@ class Run:
         if self.average is not None:
             self.average.update()
 
-    def _prepared(self, batch: Minibatch) -> Minibatch:
+    def _prepared(self, batch: Minibatch, step: int) -> Minibatch:
         batch, how = batch.to(self.device), self.settings.augment
         if how is None:
             return batch
-        feeds = augmented(batch.feeds, how, self.seed, self.step)
+        feeds = augmented(batch.feeds, how, self.seed, step)
         return dataclasses.replace(batch, feeds=feeds)
 
     def _loss(self, batch: Minibatch) -> tuple[dict[str, Tensor], Tensor]:
@@ -224,8 +224,9 @@ class Run:
         for hook in self.hooks:
             hook.evaluating()
         if any(hook.reestimates for hook in self.hooks):
-            some = (batch.to(self.device).feeds for batch in self.rows.some(REESTIMATED))
-            reestimate_batch_norms(self.net, some)
+            # Of rows as they are trained on: those of blended images are far from those of images.
+            some = enumerate(self.rows.some(REESTIMATED))
+            reestimate_batch_norms(self.net, (self._prepared(b, k).feeds for k, b in some))
         rows, known = self.rows, self.held_out_answers
         held_out, where = rows.held_out(), rows.where_held_out
         losses, metrics = losses_of(self.net, self.criterion, held_out, where, known)
