@@ -14,6 +14,8 @@ import torch
 
 from builders import lookup, mlp, mlp_rows, model_of, weight
 from rankc.recipe_training import Augment, Objective, Training
+from rankc.train.augment import augmented
+from rankc.train.batch_norm import reestimate_batch_norms
 from rankc.train.hooks import Silent
 from rankc.train.interpreter import Interpreter
 from rankc.train.loop import held_out_losses
@@ -246,6 +248,18 @@ def test_frozen_weights_stay() -> None:
     run(net, image_rows(), Training(epochs=1, objective=LABELS, lr=0.1), hooks=(hook,))
     same = {name: torch.equal(net.weight(name), w) for name, w in before.items()}
     assert same == {**dict.fromkeys(kept, True), "fc.w": False}
+
+
+def test_statistics_taken_anew_are_those_of_rows_as_they_are_trained_on() -> None:
+    net, rows, how = Interpreter(convnet()), image_rows(), Augment(pad=3, fill=40.0)
+    expected = Interpreter(convnet())
+    some = [batch.feeds for batch in rows.some(32)]
+    bordered = [augmented(feeds, how, 0, k) for k, feeds in enumerate(some)]
+    settings = Training(epochs=1, objective=LABELS, lr=1e-12, augment=how)
+    run(net, rows, settings, hooks=(type("Again", (Silent,), {"reestimates": True})(),))
+    for batches, same in ((bordered, True), (some, False)):
+        reestimate_batch_norms(expected, batches)
+        assert torch.allclose(net.weight("bn.mean"), expected.weight("bn.mean"), rtol=1e-3) is same
 
 
 def test_the_mean_of_the_weights_is_looked_at_and_kept() -> None:
