@@ -224,7 +224,7 @@ def test_bisect_goes_on_from_the_training_and_refuses_what_was_recovered(tmp_pat
     done = command(*asked)
     assert done.code == Exit.OK, done.out + done.err
     assert f"gone on from step {STEPS}" in done.out
-    made.set(recover={"epochs": 3, "lr": 0.01})
+    made.set(recover={"epochs": 3, "lr": 0.01, "holdout": 0.3})
     compiled(made)
     assert lesson(made, "recover")["kept"], lesson(made, "recover")["why"]
     done = command(*asked)
